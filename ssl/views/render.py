@@ -1,0 +1,116 @@
+"""Boxes, parameters and uint8 images in; normalised views out, on the device the images are on."""
+
+import torch
+from torch import Tensor
+
+from . import colour
+from .photometric import NOTHING, programs, schedule
+from .resample import resize_crop, resize_crops
+from .spec import ViewParameters, ViewSpec
+from .staging import to_device
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def render_views(
+    batch_images: list[Tensor],
+    params: ViewParameters,
+    spec: ViewSpec,
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> list[Tensor]:
+    """Render the views of a batch.
+
+    Crop and antialiased resize to the 8-bit grid, flip, the operations of the view's branch, normalisation by the mean
+    and standard deviation of ImageNet. Nothing in here waits for the device.
+
+    The `view` backend (default on a CPU) makes one view after another: its pixels stay in the cache, and a view does
+    not depend on the rest of the batch to the last bit. The `batch` backend (default elsewhere) runs each operation on
+    all views that need it. They agree up to rounding: 1 of 255 levels on a small share of the pixels.
+
+    Args:
+        batch_images: B tensors (3, H_i, W_i) uint8 RGB on `device`, quickest with row-major (H, W, 3) memory.
+        params: of the same B images, on the CPU.
+        spec: the one the parameters were drawn with.
+        device: where the views are wanted.
+        dtype: of the views.
+        backend: `view`, `batch`, or None for the device's default.
+
+    Returns:
+        [(B, n_large, 3, S, S), (B, n_small, 3, s, s)], the second only if there are small crops. Memory is ordered
+        (B, n, S, S, 3), so that `views.flatten(0, 1)` is channels-last without a copy.
+
+    Raises:
+        ValueError: images and parameters differ in number, or images are not uint8 RGB on `device`.
+    """
+    device = torch.device(device)
+    _check(batch_images, params, spec, device)
+    views = []
+    for group in spec.groups:
+        memory = torch.empty((len(batch_images), group.count, group.size, group.size, 3), dtype=dtype, device=device)
+        views.append(memory.permute(0, 1, 4, 2, 3))
+    if not batch_images:
+        return views
+    operations, amounts = programs(params)
+    boxes, flips = params.boxes.numpy(), params.flip.numpy()
+    backend = backend or ("view" if device.type == "cpu" else "batch")
+    render = _render_one_by_one if backend == "view" else _render_batch
+    first = 0
+    for out in views:
+        span = slice(first, first + out.shape[1])
+        render(batch_images, boxes[:, span], flips[:, span], operations[:, span], amounts[:, span], out)
+        first = span.stop
+    return views
+
+
+def _render_one_by_one(images, boxes, flips, operations, amounts, out: Tensor) -> None:
+    scale, offset = _normalisation(out.device)
+    boxes = boxes.tolist()
+    for i, image in enumerate(images):
+        for v in range(out.shape[1]):
+            pixels = resize_crop(image, boxes[i][v], out.shape[-1], flips[i, v])
+            for code, amount in zip(operations[i, v], amounts[i, v]):
+                if code != NOTHING:
+                    name = colour.OPERATIONS[code]
+                    pixels = colour.apply(name, pixels, torch.from_numpy(amount[None]), float(amount))
+            out[i, v].copy_(pixels[0].mul(scale).add_(offset))
+
+
+def _render_batch(images, boxes, flips, operations, amounts, out: Tensor) -> None:
+    device = out.device
+    steps = schedule(operations.reshape(-1, operations.shape[-1]), amounts.reshape(-1, amounts.shape[-1]))
+    host = [torch.from_numpy(array) for step in steps for array in (step.views, step.amounts)]
+    staged = to_device(host, device)
+    dtype = torch.float16 if device.type == "cuda" else torch.float32
+    pixels = resize_crops(images, boxes, flips, out.shape[-1], dtype)
+    for step, views, step_amounts in zip(steps, staged[0::2], staged[1::2], strict=True):
+        changed = colour.apply(step.operation, pixels.index_select(0, views), step_amounts, float(step.amounts.max()))
+        pixels.index_copy_(0, views, changed)
+    scale, offset = _normalisation(device)
+    out.copy_(pixels.mul_(scale).add_(offset).view(out.shape))
+
+
+def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Factor and summand (3, 1, 1) that take 0..255 to units of ImageNet's standard deviation about its mean."""
+    mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    scale, offset = to_device([1 / (255 * std), -mean / std], device)
+    return scale.view(3, 1, 1), offset.view(3, 1, 1)
+
+
+def denormalise(views: Tensor) -> Tensor:
+    """Undo the normalisation: (..., 3, H, W) views to uint8 (for pictures)."""
+    scale, offset = _normalisation(views.device)
+    return ((views.float() - offset) / scale).round().clamp(0, 255).to(torch.uint8)
+
+
+def _check(images: list[Tensor], params: ViewParameters, spec: ViewSpec, device: torch.device) -> None:
+    if len(images) != len(params):
+        raise ValueError(f"{len(images)} images but parameters of {len(params)}")
+    if params.boxes.shape[1] != spec.num_views:
+        raise ValueError(f"parameters of {params.boxes.shape[1]} views, but the specification has {spec.num_views}")
+    for i, image in enumerate(images):
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.device.type != device.type:
+            found = f"{image.dtype} {tuple(image.shape)} on {image.device}"
+            raise ValueError(f"image {i}: expected uint8 (3, H, W) on {device}, got {found}")

@@ -1,0 +1,53 @@
+"""A tiny encoder and deterministic views, shared by the step tests and their worker processes."""
+
+import torch
+from polyscene.runtime.distributed import World
+from polyscene.ssl.moco.encoder import Encoder
+from polyscene.ssl.moco.model import MoCo
+from polyscene.ssl.moco.normalization import plan_normalization
+from polyscene.ssl.moco.queue import KeyQueue
+from polyscene.ssl.step import LossSettings, StepRunner
+from torch import nn
+
+
+class TinyBackbone(nn.Module):
+    """Two convolutions with BatchNorm, average-pooled to 12 features."""
+
+    num_features = 12
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3, 2, 1, bias=False)
+        )
+        self.norm = nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        return self.norm(self.body(x)).relu().mean(dim=(2, 3))
+
+
+def make_model(queue=24, momentum=0.9):
+    torch.manual_seed(0)
+    return MoCo(Encoder(TinyBackbone(), 6), KeyQueue(queue, 6, 12, labels=True), momentum)
+
+
+def make_runner(model, world, *, batch, kind="auto", group=128, accumulate=1, k=3, weight=0.4, start=1):
+    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
+    plan = plan_normalization(kind, group, batch // accumulate, world.size)
+    losses = LossSettings(temperature=0.2, k=k, neighbour_weight=weight, neighbour_start=start)
+    return StepRunner(model, optimizer, losses, plan, world, seed=5, accumulate=accumulate)
+
+
+def make_views(step, batch=8, large=2, small=3):
+    generator = torch.Generator().manual_seed(100 + step)
+    scene = torch.randn(batch, 1, 3, 1, 1, generator=generator)
+    big = scene + torch.randn(batch, large, 3, 16, 16, generator=generator)
+    return [big, scene + torch.randn(batch, small, 3, 8, 8, generator=generator)] if small else [big]
+
+
+def labels(step, batch=8):
+    return torch.arange(batch) + step
+
+
+def alone():
+    return World(rank=0, size=1, device=torch.device("cpu"))
