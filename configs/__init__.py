@@ -1,0 +1,1 @@
+"""Recipes in YAML, shipped with the package."""
