@@ -1,6 +1,6 @@
 """kNN-MoCo in one screen: PolyScene as a library, without config files or run directories.
 
-    python examples/pretrain_minimal.py FOLDER_OF_IMAGES backbone.safetensors [epochs]
+python examples/pretrain_minimal.py FOLDER_OF_IMAGES backbone.safetensors [epochs]
 """
 
 import sys

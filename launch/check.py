@@ -116,7 +116,9 @@ def view_rows(views: ViewSpec, sizes: np.ndarray, config: PretrainConfig) -> lis
     rows = [("crops, pixels", crops), ("mean IoU of query and anchor", f"{mean_crop_iou(boxes):.3f}")]
     if small.count:
         local, anchor = boxes[:, large.count :], boxes[:, 1:2]
-        rows.append(("mean IoU of small crops and anchor", f"{iou(local, np.broadcast_to(anchor, local.shape)).mean():.3f}"))
+        rows.append(
+            ("mean IoU of small crops and anchor", f"{iou(local, np.broadcast_to(anchor, local.shape)).mean():.3f}")
+        )
         missed = params.fallback[:, large.count :].float().mean()
         rows.append((f"small crops that miss '{views.constraint}'", f"{100 * missed:.2f}%"))
     return rows

@@ -15,6 +15,7 @@ from polyscene.runtime.config import to_dict
 from polyscene.runtime.distributed import World, join_world
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.features import image_features, resize_for
+from polyscene.runtime.files import make_folder
 from polyscene.runtime.knn import accuracy, knn_predict
 from polyscene.runtime.preemption import StopRequest
 from polyscene.runtime.run import RunDirectory, open_run, run_hash
@@ -50,7 +51,7 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
     norm = plan_normalization(
         config.model.norm.kind, config.model.norm.group, per_process // config.optim.accumulate, world.size
     )
-    source = open_images(config, cache_dir=None)
+    source = _open_images_once(config, world)
     schedule = plan_schedule(config, len(source))
     console = Console(stderr=True, highlight=False, quiet=not world.is_main)
     if world.is_main:
@@ -85,7 +86,9 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
     views = view_spec(config)
     if config.log.pictures and world.is_main and not (run.pictures / "views.png").exists():
         draw_views(config, source, views, run.pictures / "views.png")
-    unreadable = UnreadableLog(run.path / "unreadable_images.txt", len(source), config.data.max_unreadable, write=world.is_main)
+    unreadable = UnreadableLog(
+        run.path / "unreadable_images.txt", len(source), config.data.max_unreadable, write=world.is_main
+    )
     batches = image_loader(
         source,
         batch_size=config.batch_size,
@@ -137,6 +140,16 @@ def open_images(config: PretrainConfig, cache_dir: Path | None) -> ImageSource:
         seed=config.seed,
         cache_dir=cache_dir,
     )
+
+
+def _open_images_once(config: PretrainConfig, world: World) -> ImageSource:
+    """The images, scanned by the main process and read from its index by the others and by later starts."""
+    out = Path(config.out)
+    if world.is_main:
+        make_folder(out)
+        source = open_images(config, cache_dir=out)
+    world.barrier()
+    return source if world.is_main else open_images(config, cache_dir=out)
 
 
 def view_spec(config: PretrainConfig) -> ViewSpec:

@@ -14,6 +14,8 @@ HARMLESS = ("data.workers", "data.max_unreadable", "checkpoint", "log", "online_
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
+    """Which images."""
+
     kind: Literal["folder", "coco", "openimages", "bdd100k", "imagenet"] = option(help="layout of the data set")
     root: str = option(help="folder of the data set")
     list: str | None = option(None, help="text file that names the images to use, one a line")
@@ -26,6 +28,8 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LargeCropConfig:
+    """Large crops: query, anchor and further queries."""
+
     count: int = option(2, help="large crops per image; crop 1 is the anchor")
     size: int = option(160, help="pixels per side")
     scale: tuple[float, float] = option((0.2, 1.0), help="crop area as a share of the image, from - to")
@@ -33,6 +37,8 @@ class LargeCropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SmallCropConfig:
+    """Small crops: further queries."""
+
     count: int = option(4, help="small crops per image; 0: two-crop training")
     size: int = option(96, help="pixels per side")
     scale: tuple[float, float] = option((0.05, 0.14), help="crop area as a share of the image, from - to")
@@ -40,6 +46,8 @@ class SmallCropConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ViewsConfig:
+    """What the network sees of an image."""
+
     large: LargeCropConfig = section(LargeCropConfig, help="large crops")
     small: SmallCropConfig = section(SmallCropConfig, help="small crops")
     constraint: Literal["overlap", "inside", "none"] = option("overlap", help="small crops versus the anchor's box")
@@ -50,12 +58,16 @@ class ViewsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NormConfig:
+    """Batch-norm groups."""
+
     kind: Literal["auto", "shuffle", "split", "sync"] = option("auto", help="BatchNorm groups; auto: split/shuffle")
     group: int = option(128, help="images per BatchNorm group (auto: at most)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
+    """Encoder and queue."""
+
     backbone: str = option("resnet50", help="a timm model of the ResNet family")
     dim: int = option(128, help="embedding width")
     queue: int = option(65536, help="keys remembered")
@@ -66,6 +78,8 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class NeighboursConfig:
+    """The nearest-neighbour loss."""
+
     k: int = option(20, help="nearest neighbours per query; 0: no neighbour loss")
     weight: float = option(0.4, help="of the neighbour loss (lambda)")
     start_epoch: float = option(0.0, help="epoch at which the neighbour loss sets in")
@@ -73,6 +87,8 @@ class NeighboursConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
+    """SGD."""
+
     lr: float = option(0.3, help="peak learning rate, for the stated global batch size")
     momentum: float = option(0.9, help="of SGD")
     weight_decay: float = option(1e-4, help="on all parameters")
@@ -82,6 +98,8 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
+    """When the training state is saved and kept."""
+
     every_steps: int | None = option(None, help="save every so many steps")
     every_minutes: float | None = option(15.0, help="save every so many minutes")
     keep_last: int = option(2, help="newest checkpoints kept")
@@ -90,6 +108,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LogConfig:
+    """What is recorded."""
+
     every: int = option(50, help="steps between two lines of metrics.jsonl")
     tensorboard: bool = option(True, help="write TensorBoard scalars")
     pictures: bool = option(True, help="write pictures/views.png before training")
@@ -97,6 +117,8 @@ class LogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineKnnConfig:
+    """kNN accuracy during training."""
+
     every_epochs: int | None = option(10, help="epochs between two kNN evaluations; needs labels; null: never")
     held_out: str | None = option(None, help="folder CLASS/*.jpg of held-out images; null: leave one out")
     images: int = option(5000, help="largest number of training images in the bank")
@@ -139,7 +161,7 @@ def check_values(config: PretrainConfig) -> None:
         raise UserError(f"optim.accumulate={micro} does not divide batch_size={config.batch_size}; choose a divisor")
     if config.neighbours.k > config.model.queue:
         raise UserError(
-            f"neighbours.k={config.neighbours.k} is larger than model.queue={config.model.queue}; lower k or raise queue"
+            f"neighbours.k={config.neighbours.k} is larger than model.queue={config.model.queue}; lower k or enlarge it"
         )
     if config.data.long_tailed and config.data.kind != "imagenet":
         raise UserError(f"data.long_tailed needs class folders (data.kind=imagenet), not data.kind={config.data.kind}")
@@ -193,7 +215,9 @@ def _check_numbers(c: PretrainConfig) -> None:
 
 def _check_crops(views: ViewsConfig) -> None:
     if views.large.count < 2:
-        raise UserError(f"views.large.count={views.large.count}: MoCo needs a query and an anchor, at least 2 large crops")
+        raise UserError(
+            f"views.large.count={views.large.count}: MoCo needs a query and an anchor, at least 2 large crops"
+        )
     if views.small.count < 0:
         raise UserError(f"views.small.count={views.small.count} must be 0 or more")
     for name, group in (("large", views.large), ("small", views.small)):

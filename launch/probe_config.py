@@ -10,6 +10,8 @@ from polyscene.runtime.config import option, section
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeDataConfig:
+    """Labelled images."""
+
     train: str = option(help="folder CLASS/*.jpg of the images that vote")
     test: str = option(help="folder CLASS/*.jpg of the images that are classified")
 

@@ -116,13 +116,14 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
+def relevant(values: Mapping[str, Any], ignore: Sequence[str]) -> dict[str, Any]:
+    """The flattened values without the keys and sections that ``ignore`` names."""
+    return {k: v for k, v in flatten(values) if not any(k == i or k.startswith(i + ".") for i in ignore)}
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], ignore: Sequence[str] = ()) -> list[str]:
     """Lines ``key: old -> new`` for every differing key; ``ignore`` holds keys or section names that may differ."""
-
-    def relevant(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in flatten(values) if not any(k == i or k.startswith(i + ".") for i in ignore)}
-
-    before, after = relevant(old), relevant(new)
+    before, after = relevant(old, ignore), relevant(new, ignore)
     absent = "(absent)"
     return [
         f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
@@ -167,7 +168,9 @@ def type_name(hint: Any) -> str:
         if arguments[-1] is Ellipsis:
             return f"[{type_name(arguments[0])}, ...]"
         return "[" + ", ".join(type_name(a) for a in arguments) + "]"
-    return {str: "text", int: "integer", float: "number", bool: "true | false"}.get(hint, getattr(hint, "__name__", "?"))
+    return {str: "text", int: "integer", float: "number", bool: "true | false"}.get(
+        hint, getattr(hint, "__name__", "?")
+    )
 
 
 # ---------------------------------------------------------------------------------------------- reading files

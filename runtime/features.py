@@ -19,7 +19,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def evaluation_crop(image: Tensor, resize: int, crop: int) -> Tensor:
-    """``Resize(resize)`` of the shorter side (antialiased bilinear), then ``CenterCrop(crop)``: (3, crop, crop) uint8."""
+    """Antialiased ``Resize(resize)`` of the shorter side, then ``CenterCrop(crop)``: (3, crop, crop) uint8."""
     return T.center_crop(T.resize(image, [resize], antialias=True), [crop, crop])
 
 
@@ -102,4 +102,3 @@ def image_features(
 def resize_for(crop: int) -> int:
     """The shorter side that goes with a crop, in the usual proportion 256 : 224."""
     return math.ceil(crop * 256 / 224)
-

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .errors import UserError
 
-try:  # torchvision announces that its decoders will go away; Pillow then does all the work, at about half the speed.
+try:  # torchvision announces that its decoders will go away; Pillow then does all the work, a little slower.
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # pragma: no cover
     decode_jpeg = None

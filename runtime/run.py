@@ -15,14 +15,23 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from .config import config_hash, differences
+from .config import config_hash, differences, relevant
 from .errors import UserError
 from .files import make_folder, write_text
 
+# What a run writes, and overwrite=true removes.
 _OWN_NAMES = (
-    "config.yaml log.txt metrics.jsonl results.json checkpoints backbone.safetensors pictures tensorboard "
-    "unreadable_images.txt index"
-).split()
+    "config.yaml",
+    "log.txt",
+    "metrics.jsonl",
+    "results.json",
+    "checkpoints",
+    "backbone.safetensors",
+    "pictures",
+    "tensorboard",
+    "unreadable_images.txt",
+    "image_index.npz",
+)
 
 
 class RunDirectory:
@@ -142,8 +151,9 @@ def open_run(
         return path, False
     changed = differences(read_run_config(path), config, ignore=("out", "overwrite", *may_differ))
     if changed:
+        named = "; ".join([*changed[:5], *(["..."] if len(changed) > 5 else [])])
         raise UserError(
-            f"'{path}' holds a run with another config ({'; '.join(changed[:5])}{'; ...' if len(changed) > 5 else ''}); "
+            f"'{path}' holds a run with another config ({named}); "
             "choose another out=DIR, or overwrite=true to start afresh"
         )
     write_text(config_file, _header() + yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
@@ -166,8 +176,8 @@ def read_run_config(path: Path) -> dict[str, Any]:
 
 
 def run_hash(config: Mapping[str, Any], ignore: Sequence[str]) -> str:
-    """Hash of the config keys that decide what a run computes."""
-    return config_hash({k: v for k, v in config.items() if k not in ("out", "overwrite", *ignore)})
+    """Hash of the config keys that decide what a run computes; ``ignore`` holds keys or section names that do not."""
+    return config_hash(relevant(config, ("out", "overwrite", *ignore)))
 
 
 def environment() -> dict[str, str]:

@@ -69,21 +69,43 @@ class ImageBatch:
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pixels go through shared memory if they fit, everything else by value: dozens of small shared tensors a batch
-        # would exhaust the limit on open files.
+        # Only the pixels go through shared memory: dozens of small shared tensors a batch would exhaust the limit on
+        # open files.
         fields = {name: value for name, value in vars(self).items() if name != "pixels"}
-        pixels = self.pixels if _fits_shared_memory(self.pixels) else self.pixels.numpy()
-        return _rebuild, (pixels, _by_value(fields))
+        return _rebuild, (self.pixels if self.pixels.is_shared() else self.pixels.numpy(), _by_value(fields))
 
 
 def pack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Put (3, H, W) uint8 images of any sizes into one buffer.
+    """Put (3, H, W) uint8 images of any sizes into one buffer; in a worker process, a shared one if there is room.
 
     Returns:
         (sum of H*W*3,) uint8 with each image's (H, W, 3) pixels, and (B, 2) int64 heights and widths.
     """
     sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).reshape(-1, 2)
-    return torch.cat([image.permute(1, 2, 0).reshape(-1) for image in images]), sizes
+    flat = [image.permute(1, 2, 0).reshape(-1) for image in images]
+    pixels = _buffer(sum(part.numel() for part in flat))
+    return torch.cat(flat, out=pixels), sizes
+
+
+def _buffer(size: int) -> Tensor:
+    """Uninitialised uint8 memory, which the main process can map if this is a worker and there is room."""
+    worker = get_worker_info()
+    if worker is None or not _fits_shared_memory(size * worker.num_workers):
+        return torch.empty(size, dtype=torch.uint8)
+    # As torch's own collation does: sharing a finished tensor would copy it once more.
+    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+
+
+def _fits_shared_memory(size: int) -> bool:
+    """Whether shared memory has room for twice as many bytes.
+
+    Containers often have 64 MB of it, and a process that writes beyond is killed by SIGBUS. Through a pipe a batch
+    takes longer, but arrives.
+    """
+    try:
+        return shutil.disk_usage("/dev/shm").free > 2 * size
+    except OSError:  # other systems keep shared memory elsewhere
+        return True
 
 
 class _ValuePickler(pickle.Pickler):
@@ -104,17 +126,3 @@ def _by_value(value: Any) -> bytes:
 def _rebuild(pixels: Any, rest: bytes) -> ImageBatch:
     pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
     return ImageBatch(pixels=pixels, **pickle.loads(rest))  # bytes that `__reduce__` wrote in a worker process
-
-
-def _fits_shared_memory(pixels: Tensor) -> bool:
-    """Whether shared memory has room for such a batch of every worker, twice over.
-
-    Containers often have 64 MB of it, and a process that writes beyond is killed by SIGBUS. Through a pipe a batch
-    takes longer, but arrives.
-    """
-    worker = get_worker_info()
-    try:
-        free = shutil.disk_usage("/dev/shm").free
-    except OSError:  # other systems keep shared memory elsewhere
-        return True
-    return free > 2 * pixels.nbytes * (worker.num_workers if worker else 1)

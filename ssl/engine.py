@@ -149,6 +149,7 @@ def resume(state: TrainingState, folder: Path, run: RunDirectory) -> None:
     restored = restore_checkpoint(folder, map_location="cpu")
     state.world.barrier()  # nobody renames a file that somebody still reads
     if restored is None:
+        run.rewind_metrics(0)  # of a run that was killed before its first checkpoint
         return
     if state.world.is_main:
         set_aside(restored.damaged)
@@ -365,9 +366,7 @@ class _Loop:
         start = time.perf_counter()
         metrics = self.evaluate()
         self.run.metrics(self.state.step, metrics)
-        self.run.log(
-            f"step {self.state.step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-        )
+        self.run.log(f"step {self.state.step}  " + "  ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
         pause = time.perf_counter() - start
         self.window_start += pause  # images/s is about training
 
@@ -398,4 +397,3 @@ _NOTHING, _SAVE, _STOP = 0, 1, 2
 
 def _due(step: int, every: int | None, end: int) -> bool:
     return bool(every) and (step % every == 0 or step == end)
-

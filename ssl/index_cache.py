@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 from .scanning import PathTable

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from polyscene.runtime.errors import UserError
-from polyscene.runtime.images import UnreadableImage, read_image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from polyscene.runtime.errors import UserError
+from polyscene.runtime.images import UnreadableImage, read_image
 
 from .batches import ImageBatch, pack_images
 from .sources import ImageSource
@@ -124,8 +126,9 @@ class ImageLoader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[ImageBatch]:
+        iterator = self._start()
         try:
-            for item in self._loader:
+            for item in iterator:
                 if isinstance(item, _Failure):
                     raise UserError(item.message)
                 yield item
@@ -137,6 +140,19 @@ class ImageLoader:
                 f"a process that decodes images died ({first}); mostly memory ran out: lower data.workers or "
                 "batch_size, or ask for more memory"
             ) from error
+        finally:
+            if hasattr(iterator, "_shutdown_workers"):  # now, not when the last traceback is forgotten
+                iterator._shutdown_workers()
+
+    def _start(self) -> Iterator[ImageBatch | _Failure]:
+        # torch's handler of SIGCHLD raises the death of a worker in the middle of whatever the main process does just
+        # then. The iterator also looks after its workers whenever it waits for a batch, where the error can be caught.
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        before = signal.getsignal(signal.SIGCHLD) if in_main_thread and hasattr(signal, "SIGCHLD") else None
+        iterator = iter(self._loader)
+        if before is not None:
+            signal.signal(signal.SIGCHLD, before)
+        return iterator
 
 
 class _Failure:
@@ -239,10 +255,20 @@ def _unchanged(item: Any) -> Any:
 def _start_worker(worker: int) -> None:
     # Signals that ask a run to stop reach all its processes; the main one finishes its step, for which it still needs
     # the workers. They leave when it does.
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent_only, daemon=True).start()
     torch.set_num_threads(1)
+
+
+def _obey_parent_only() -> None:
+    # Python ends its remaining children with SIGTERM and waits for them: ignored altogether, both would wait for ever.
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class UnreadableLog:

@@ -1,4 +1,4 @@
-"""Find the image files below a folder: fast, in an order that no file system decides, and without falling into loops."""
+"""Find the image files below a folder: fast, in an order that no file system decides, and without endless loops."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm")

@@ -7,10 +7,12 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 from .index_cache import load_index, save_index
@@ -128,7 +130,7 @@ def _collect(kind: str, root: str, list_file: str | os.PathLike[str] | None, spl
     starts = [_relative(os.path.join(base, folder), root) for group in found.values() for folder in group]
     scan = scan_images(root, starts)
     if not scan.names:
-        where = ", ".join(f"'{os.path.join(base, folder)}'" for group in found.values() for folder in group)
+        where = ", ".join(f"'{os.path.join(root, start).rstrip('/')}'" for start in starts)
         raise UserError(
             f"no images in {where}: {scan.other_files} other files; image names end in {', '.join(IMAGE_SUFFIXES)}"
         )
@@ -174,9 +176,13 @@ def _folder_labels(names: list[bytes]) -> tuple[np.ndarray | None, tuple[str, ..
     if len(distinct) < 2 or b"" in distinct:
         return None, None
     # "images/bedroom", "images/kitchen" are called bedroom and kitchen.
-    shared = os.path.commonprefix([folder[: folder.rfind(b"/") + 1] for folder in distinct])
-    cut = shared.rfind(b"/") + 1
-    return _number([parent[cut:] for parent in parents])
+    depth = 0
+    for parts in zip(*(folder.split(b"/")[:-1] for folder in distinct)):
+        if len(set(parts)) > 1:
+            break
+        depth += 1
+    called = {folder: b"/".join(folder.split(b"/")[depth:]) for folder in distinct}
+    return _number([called[parent] for parent in parents])
 
 
 def _number(classes: list[bytes]) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -218,7 +224,7 @@ def _read_list(list_file: str | os.PathLike[str], root: str) -> tuple[list[bytes
             f"'{os.fsdecode(missing[0])}' (relative to '{root}'); correct the list or the root"
         )
     names.sort()
-    twice = next((a for a, b in zip(names, names[1:]) if a == b), None)
+    twice = next((a for a, b in pairwise(names) if a == b), None)
     if twice is not None or not names:
         fault = "names no images" if twice is None else f"names '{os.fsdecode(twice)}' more than once"
         raise UserError(f"image list '{os.fspath(list_file)}' {fault}; correct the list")

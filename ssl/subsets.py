@@ -6,6 +6,7 @@ The same seed and the same sorted list of images give the same subset, whatever 
 from __future__ import annotations
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 from .views.randomness import uniforms

@@ -165,9 +165,7 @@ def _check(queries: Tensor, queue: Tensor, temperature: float, anchors: Tensor |
             f"queries must be (B, V, D) and queue (K, D), got {tuple(queries.shape)} and {tuple(queue.shape)}"
         )
     if anchors is not None and anchors.shape != (queries.shape[0], queries.shape[2]):
-        raise ValueError(
-            f"anchors must be (B, D) = {(queries.shape[0], queries.shape[2])}, got {tuple(anchors.shape)}"
-        )
+        raise ValueError(f"anchors must be (B, D) = {(queries.shape[0], queries.shape[2])}, got {tuple(anchors.shape)}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
 

@@ -95,32 +95,32 @@ def saturation(images: Tensor, factor: Tensor) -> Tensor:
 def grey(images: Tensor) -> Tensor:
     """Luma of ITU-R 601 in PIL's 16-bit fixed point, (n, 1, H, W). All terms are exact in float32."""
     red, green, blue = images[:, 0:1], images[:, 1:2], images[:, 2:3]
-    luma = (red * 19595).add_(green * 38470).add_(blue * 7471)
+    luma = (red * 19595).add_(green, alpha=38470).add_(blue, alpha=7471)
     return luma.add_(32768).mul_(2.0**-16).floor_()
 
 
 def hue(images: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by `shift` turns, keeping value and chroma: the HSV model of torchvision's tensors.
 
-    Hue stays continuous, where PIL rounds hue and saturation to 8 bits in between: on photographs the two differ by
-    0.6 / 255 on average (torchvision's own tensor operation by as much).
+    Shift, hue and saturation stay continuous, where PIL cuts each of them to 8 bits: on photographs the two differ by
+    0.15 to 0.45 of 255 levels on average, as do PIL and torchvision's tensors.
     """
-    red, green, blue = images[:, 0], images[:, 1], images[:, 2]
+    red, green, blue = images.unbind(1)
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     chroma = high - low
-    # Sixths of a turn, counted from the corner of the largest channel; a grey pixel has none and keeps its value.
-    position = torch.where(
-        high == red,
-        green - blue,
-        torch.where(high == green, (blue - red).add_(chroma * 2), (red - green).add_(chroma * 4)),
-    )
+    # Sixths of a turn times chroma, counted from the corner of the largest channel: g - b at red, b - r + 2c at green,
+    # r - g + 4c at blue. Whole numbers, so a difference cut to 1 is a mask; three times as fast as `where` on a CPU.
+    not_red, not_green = (high - red).clamp_(max=1), (high - green).clamp_(max=1)
+    at_red, at_green = green - blue, (blue - red).add_(chroma, alpha=2)
+    at_blue = (red - green).add_(chroma, alpha=4)
+    position = at_blue.sub_(at_green).mul_(not_green).add_(at_green).sub_(at_red).mul_(not_red).add_(at_red)
     position.div_(chroma.clamp(min=1)).add_(shift[:, 0] * 6)
     position.sub_(position.div(6).floor_().mul_(6))
     turned = torch.empty_like(images)
-    turned[:, 0] = (position - 3).abs_().sub_(1)
-    turned[:, 1] = (position - 2).abs_().neg_().add_(2)
-    turned[:, 2] = (position - 4).abs_().neg_().add_(2)
+    torch.sub(position, 3, out=turned[:, 0]).abs_().sub_(1)
+    torch.sub(position, 2, out=turned[:, 1]).abs_().neg_().add_(2)
+    torch.sub(position, 4, out=turned[:, 2]).abs_().neg_().add_(2)
     return turned.clamp_(0, 1).mul_(chroma[:, None]).add_(low[:, None]).round_()
 
 
@@ -203,7 +203,8 @@ def blur_radius(sigma: float) -> int:
 def blur(images: Tensor, sigma: Tensor, radius: int) -> Tensor:
     """Separable Gaussian blur, the image continued by its border pixels, cut off at three sigma.
 
-    PIL's GaussianBlur (the published one) approximates the Gaussian by three box blurs.
+    PIL's GaussianBlur (the published one) approximates the Gaussian by three box blurs: on photographs of 160 pixels
+    the two differ by 0.0, 0.5, 0.5, 0.3 of 255 levels on average at sigma 0.1, 0.5, 1, 2.
 
     Args:
         images: (n, 3, H, W).

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 TRIES = 10  # tries of torchvision's RandomResizedCrop, and of the constrained draw
-PAIR_TRIES = 20  # tries of the `max_iou` cap
+PAIR_TRIES = 50  # tries of the `max_iou` cap
 NUMBERS_PER_TRY = 4  # area, aspect ratio, top, left
 
 

@@ -5,6 +5,7 @@ the run was resumed; every number is the hash of its own coordinates.
 """
 
 import numpy as np
+
 from polyscene.runtime.errors import UserError
 
 # Increment and multipliers of splitmix64: Steele, Lea, Flood, "Fast splittable pseudorandom number generators",

@@ -1,5 +1,7 @@
 """Boxes, parameters and uint8 images in; normalised views out, on the device the images are on."""
 
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,8 @@ def render_views(
 
     The `view` backend (default on a CPU) makes one view after another: its pixels stay in the cache, and a view does
     not depend on the rest of the batch to the last bit. The `batch` backend (default elsewhere) runs each operation on
-    all views that need it. They agree up to rounding: 1 of 255 levels on a small share of the pixels.
+    all views that need it. They agree up to rounding: resized pixels differ by one of 255
+    levels on some tenths of a percent, which a threshold (solarize, posterize) or a histogram may magnify.
 
     Args:
         batch_images: B tensors (3, H_i, W_i) uint8 RGB on `device`, quickest with row-major (H, W, 3) memory.
@@ -65,6 +68,22 @@ def render_views(
     return views
 
 
+@contextmanager
+def _one_thread():
+    """Run torch's CPU operations on the calling thread alone.
+
+    A view is so small that sharing each of its ~50 operations out to threads costs more than it gains: when other
+    processes (data workers) keep the cores busy, rendering took five times as long with two threads as with one.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def _render_one_by_one(images, boxes, flips, operations, amounts, out: Tensor) -> None:
     scale, offset = _normalisation(out.device)
     boxes = boxes.tolist()

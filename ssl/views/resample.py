@@ -1,4 +1,4 @@
-"""Crop and antialiased resize, the resampling of PIL's bilinear filter, in two backends with one meaning.
+"""Crop and antialiased resize, with the resampling of PIL's bilinear filter, in two backends with one meaning.
 
 `resize_crop` takes one crop on the CPU; `resize_crops` takes all crops of ragged images, on any device.
 Both crop before they resize (no pixel outside the box has influence), shrink with a triangle as wide as the scale, work
@@ -114,9 +114,9 @@ def _resize_padded(pixels: Tensor, boxes: Tensor, flips: Tensor, size: int, dtyp
     down = interpolation_matrix(top, box_height, None, height, size).to(dtype)
     lines = pixels.to(dtype).view(count, 3 * height, width)
     # (n, V * size, W) x (n, W, 3 * H): a view's columns, for every row of the image.
-    columns = torch.bmm(across.view(count, views * size, width), lines.transpose(1, 2)).round_()
+    columns = torch.bmm(across.view(count, views * size, width), lines.transpose(1, 2)).add_(0.5).floor_()
     columns = columns.view(count * views, size * 3, height)
-    resized = torch.bmm(columns, down.transpose(1, 2)).round_()
+    resized = torch.bmm(columns, down.transpose(1, 2)).add_(0.5).floor_()
     return resized.view(count, views, size, 3, size).permute(0, 1, 3, 4, 2).to(torch.float32)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+
 from polyscene.runtime.errors import UserError
 
 from .autoaugment import sample_policy
@@ -20,7 +21,7 @@ def sample_views(seed: int, epoch: int, indices, sizes, spec: ViewSpec) -> ViewP
     """Draw everything random about the views of some images.
 
     An image's parameters do not depend on the other images of the batch or on their order, and a view's do not change
-    when further views are asked for.
+    when further small crops are asked for.
 
     Args:
         seed: the run's seed.

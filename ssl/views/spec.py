@@ -4,8 +4,9 @@ from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 import torch
-from polyscene.runtime.errors import UserError
 from torch import Tensor
+
+from polyscene.runtime.errors import UserError
 
 from .crops import CropGroup
 

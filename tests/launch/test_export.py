@@ -4,6 +4,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from polyscene.launch.export import export
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import read_weights

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+
 from polyscene.runtime.checkpoint import (
     checkpoint_path,
     list_checkpoints,
@@ -45,9 +46,7 @@ def test_nothing_there(tmp_path):
 def test_retention_keeps_the_newest_and_the_multiples(tmp_path):
     for step in range(1, 13):
         save(tmp_path, step, keep_last=2, keep_every_steps=5)
-    assert [p.name for p in list_checkpoints(tmp_path)] == [
-        f"step-{s:08d}.pt" for s in (5, 10, 11, 12)
-    ]
+    assert [p.name for p in list_checkpoints(tmp_path)] == [f"step-{s:08d}.pt" for s in (5, 10, 11, 12)]
 
 
 def damage_flip(path):

@@ -4,6 +4,7 @@ from dataclasses import FrozenInstanceError, dataclass
 from typing import Literal
 
 import pytest
+
 from polyscene.runtime.config import (
     build,
     config_hash,

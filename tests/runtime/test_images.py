@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+
 from polyscene.runtime import images
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import MAX_PIXELS, UnreadableImage, decode_image, read_image

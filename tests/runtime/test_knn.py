@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from polyscene.runtime.knn import accuracy, knn_predict
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import yaml
+
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.run import RunDirectory, environment, open_run, read_run_config, run_hash
 
@@ -101,6 +102,7 @@ def test_log_is_shown_and_kept(tmp_path, capsys):
 
 
 def test_hash_ignores_what_does_not_matter():
+    assert run_hash(CONFIG, ("log.every",)) == run_hash({**CONFIG, "log": {"every": 1}}, ("log.every",))
     assert run_hash(CONFIG, ("log",)) == run_hash({**CONFIG, "out": "y", "log": {"every": 1}}, ("log",))
     assert run_hash(CONFIG, ()) != run_hash({**CONFIG, "epochs": 4}, ())
 

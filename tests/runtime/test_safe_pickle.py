@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from polyscene.runtime import safe_pickle
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weight_formats.containers import read_container

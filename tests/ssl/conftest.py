@@ -18,7 +18,9 @@ def torchrun():
     def run(processes, *command, check=True):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run([*launcher, *map(str, command)], capture_output=True, text=True, env=environment, timeout=280)
+        done = subprocess.run(
+            [*launcher, *map(str, command)], capture_output=True, text=True, env=environment, timeout=280
+        )
         if check:
             assert done.returncode == 0, done.stdout + done.stderr
         return done

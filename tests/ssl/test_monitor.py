@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from polyscene.ssl.monitor import WindowMean, effective_rank, embedding_std, neighbour_label_share
 
 

@@ -1,8 +1,10 @@
 """Learning-rate schedule at known points."""
 
+import itertools
 import math
 
 import pytest
+
 from polyscene.ssl.schedule import cosine_schedule
 
 
@@ -12,7 +14,7 @@ def test_cosine_from_base_to_zero():
     assert rates[50] == pytest.approx(0.15)
     assert rates[25] == pytest.approx(0.15 * (1 + math.sqrt(0.5)))
     assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert all(a > b for a, b in zip(rates, rates[1:]))
+    assert all(a > b for a, b in itertools.pairwise(rates))
 
 
 def test_warmup_is_linear_reaches_the_base_and_continues_with_the_cosine():

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import BackboneWeights, load_backbone, read_weights, write_weights
 

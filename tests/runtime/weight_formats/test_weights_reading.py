@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+
 from polyscene.runtime.weight_formats.architectures import _BY_SKELETON, expected_shapes, find_architecture
 from polyscene.runtime.weight_formats.detectron2 import to_detectron2_name, to_torchvision_name
 from polyscene.runtime.weights import BackboneWeights, load_backbone, read_weights

@@ -12,6 +12,7 @@ import safetensors
 import timm
 import torch
 import torchvision
+
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import WRITABLE_FORMATS, BackboneWeights, load_backbone, read_weights, write_weights
 

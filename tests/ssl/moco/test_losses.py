@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from polyscene.ssl.moco.losses import contrastive_losses, info_nce, nearest_neighbour_loss
 
 

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch import nn
+
 from polyscene.runtime.errors import UserError
 from polyscene.ssl.moco.normalization import (
     HostSyncBatchNorm2d,
@@ -11,7 +13,6 @@ from polyscene.ssl.moco.normalization import (
     running_statistics,
     synchronise,
 )
-from torch import nn
 
 
 @pytest.mark.parametrize(

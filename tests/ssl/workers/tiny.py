@@ -1,13 +1,14 @@
 """A tiny encoder and deterministic views, shared by the step tests and their worker processes."""
 
 import torch
+from torch import nn
+
 from polyscene.runtime.distributed import World
 from polyscene.ssl.moco.encoder import Encoder
 from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import plan_normalization
 from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.step import LossSettings, StepRunner
-from torch import nn
 
 
 class TinyBackbone(nn.Module):

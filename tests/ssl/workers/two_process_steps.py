@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from polyscene.runtime.distributed import join_world
 from tiny import labels, make_model, make_runner, make_views
+
+from polyscene.runtime.distributed import join_world
 
 
 def main(out, kind):
