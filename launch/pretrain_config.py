@@ -215,9 +215,7 @@ def _check_numbers(c: PretrainConfig) -> None:
 
 def _check_crops(views: ViewsConfig) -> None:
     if views.large.count < 2:
-        raise UserError(
-            f"views.large.count={views.large.count}: MoCo needs a query and an anchor, at least 2 large crops"
-        )
+        raise UserError(f"views.large.count={views.large.count}: at least 2 are needed, a query and an anchor")
     if views.small.count < 0:
         raise UserError(f"views.small.count={views.small.count} must be 0 or more")
     for name, group in (("large", views.large), ("small", views.small)):

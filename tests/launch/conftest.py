@@ -20,6 +20,12 @@ def draw(path, seed, size=(48, 40)):
     small.resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
 
 
+@pytest.fixture(scope="session", name="draw")
+def draw_fixture():
+    """``draw(path, seed, size)``: write a smooth random picture."""
+    return draw
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory):
     """24 images in 3 class folders, and 6 held-out ones."""
