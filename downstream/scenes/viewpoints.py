@@ -11,26 +11,19 @@ from .render import Camera, World, cast
 _PREVIEW = (36, 48)
 
 
-def sample_camera(
-    rng: np.random.Generator,
-    world: World,
-    extent: tuple[float, float, float] | float,
-    stand: tuple[float, float] = (0.5, 0.5),
-) -> Camera:
+def sample_camera(rng: np.random.Generator, world: World, extent: tuple[float, float, float] | float) -> Camera:
     """The best of several random cameras, judged on a tiny preview.
 
     Args:
         rng: source of randomness.
         world: the room or street.
         extent: what ``sample_room`` or ``sample_street`` returned beside the world.
-        stand: two numbers in [0, 1], where about the photographer stands in this world. Pictures of one place are
-            taken from one side of it, so that they show the same things from different angles.
 
     Cameras inside or within arm's reach of a thing are not considered.
     """
     clear: list[Camera] = []
     for _ in range(40):
-        camera = _room_camera(rng, extent, stand) if world.kind == "room" else _street_camera(rng, extent, stand)
+        camera = _room_camera(rng, extent) if world.kind == "room" else _street_camera(rng, extent)
         if clearance(world, camera) > (0.3 if world.kind == "room" else 0.7):
             clear.append(camera)
         if len(clear) == 3:
@@ -48,8 +41,8 @@ def clearance(world: World, camera: Camera) -> float:
     return float(gaps[~world.endless].min(initial=np.inf))
 
 
-def _room_camera(rng: np.random.Generator, size: tuple[float, float, float], stand: tuple[float, float]) -> Camera:
-    angle = 2 * np.pi * stand[0] + float(rng.uniform(-0.5, 0.5))
+def _room_camera(rng: np.random.Generator, size: tuple[float, float, float]) -> Camera:
+    angle = float(rng.uniform(0, 2 * np.pi))
     reach = min(abs((size[0] / 2 - 0.35) / np.cos(angle)), abs((size[1] / 2 - 0.35) / np.sin(angle)))
     reach = float(min(reach, 3.4)) * float(rng.uniform(0.9, 1.0))
     position = (reach * np.cos(angle), reach * np.sin(angle), float(rng.uniform(1.25, 1.85)))
@@ -57,9 +50,9 @@ def _room_camera(rng: np.random.Generator, size: tuple[float, float, float], sta
     return Camera(tuple(map(float, position)), target, float(np.radians(rng.uniform(68, 80))))
 
 
-def _street_camera(rng: np.random.Generator, half: float, stand: tuple[float, float]) -> Camera:
-    y = (1.5 * stand[0] - 0.75 + float(rng.uniform(-0.25, 0.25))) * (half + 1.4)
-    position = (-12.5 + 6 * stand[1] + float(rng.uniform(-1.5, 1.5)), y, float(rng.uniform(1.4, 2.6)))
+def _street_camera(rng: np.random.Generator, half: float) -> Camera:
+    y = float(rng.uniform(-1, 1)) * (half + 1.4)
+    position = (float(rng.uniform(-14, -5)), y, float(rng.uniform(1.4, 2.6)))
     target = (float(rng.uniform(1, 7)), float(rng.uniform(-0.7, 0.7)) * half - 0.2 * y, float(rng.uniform(1.1, 2.0)))
     return Camera(position, target, float(np.radians(rng.uniform(58, 74))))
 
@@ -85,7 +78,7 @@ def _temperature(rng: np.random.Generator, spread: float) -> np.ndarray:
 
 def sample_lighting(rng: np.random.Generator, world: World, extent: tuple[float, float, float] | float) -> Lighting:
     """Random lamps (room) or sun and sky (street), with random colour temperature, white balance and exposure."""
-    balance = _temperature(rng, 0.8) * float(np.exp(rng.uniform(np.log(0.45), np.log(1.7))))
+    balance = _temperature(rng, 0.45) * float(np.exp(rng.uniform(np.log(0.62), np.log(1.45))))
     if world.kind == "room":
         return _indoors(rng, extent, balance)
     return _outdoors(rng, balance)
