@@ -117,7 +117,7 @@ def random_resized_crops(numbers: np.ndarray, sizes: np.ndarray, group: CropGrou
 def constrained_crops(
     numbers: np.ndarray, sizes: np.ndarray, anchors: np.ndarray, group: CropGroup, min_overlap: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Small crops that overlap the anchor (constrained multi-crop, thesis section 7.3; published threshold).
+    """Small crops that overlap the anchor (constrained multi-crop, thesis section 7.4.1; published threshold).
 
     The first `TRIES` tries count if the box fits and its intersection with the anchor is at least `min_overlap` of its
     target area (area before rounding); the remaining tries only have to fit; the last resort is the central box.
