@@ -231,9 +231,8 @@ class _Loop:
 
     def run_steps(self, batches: Iterable[ImageBatch]) -> bool:
         end = self.schedule.end_step
-        title = f"epoch {self.state.step // self.schedule.steps_per_epoch + 1}"
         saved_at = None
-        with ProgressBar(self.run.console, title, end, self.state.step) as bar:
+        with ProgressBar(self.run.console, "", end, self.state.step) as bar:
             for batch in self._timed(batches):
                 output = self._one_step(batch)
                 bar.update(self.state.step)
@@ -342,16 +341,15 @@ class _Loop:
             del metrics["neighbour_label_share"]
         self.run.metrics(self.state.step, {k: float(f"{v:.6g}") for k, v in metrics.items()})
         self.window_start, self.window_wait, self.window_images = time.perf_counter(), 0.0, 0
-        line = (
-            f"loss {metrics['loss']:.3f}  top-1 {100 * metrics['top1']:.0f}%  lr {metrics['learning_rate']:.3g}  "
-            f"{metrics['images_per_second']:.0f} images/s  data wait {metrics['data_wait_percent']:.0f}%"
-        )
+        speed = f"{metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait_percent']:.0f}%"
+        short = f"loss {metrics['loss']:.2f}, lr {metrics['learning_rate']:.2g}, {speed}"
+        line = f"top-1 {100 * metrics['top1']:.0f}%  {short}"
         where = f"epoch {metrics['epoch']:.2f}  step {self.state.step}/{self.schedule.end_step}"
         if self.run.console.is_terminal:
             self.run.note(f"{where}  {line}")
         else:
             self.run.log(f"{where}  {line}")
-        return line
+        return short
 
     def _warn_of_collapse(self, spread: float) -> None:
         if spread < 0.02 and not self.collapse_warned:

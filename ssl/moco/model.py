@@ -101,7 +101,7 @@ class MoCo(nn.Module):
         Returns:
             Features (b, C) and embeddings (b, D) in the order of ``anchors``.
         """
-        encoder = encoder or self.key
+        encoder = self.key if encoder is None else encoder
         if plan.kind == "sync":
             return encoder(_channels_last(anchors))
         count = anchors.shape[0]

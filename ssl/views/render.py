@@ -5,14 +5,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from polyscene.runtime.features import IMAGENET_MEAN, IMAGENET_STD
+
 from . import colour
 from .photometric import NOTHING, programs, schedule
 from .resample import resize_crop, resize_crops
 from .spec import ViewParameters, ViewSpec
 from .staging import to_device
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def render_views(

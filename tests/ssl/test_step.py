@@ -1,5 +1,6 @@
 """The training step against a word-by-word transcription of algorithm 3, and its distributed equivalences."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,15 @@ def test_accumulation_changes_nothing_but_memory():
     for ours, theirs in zip(model.query.parameters(), twin.query.parameters()):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
     assert int(model.queue.written) == 8
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_compiled_equals_eager_and_keeps_its_names():
+    eager_losses, eager = run_steps(2)
+    losses, model = run_steps(2, compile=True)
+    assert losses == pytest.approx(eager_losses, rel=1e-4)
+    assert model.state_dict().keys() == eager.state_dict().keys()
+    close(model.query, eager.query, 1e-3)
 
 
 def test_the_key_encoder_follows_the_weights_from_before_the_step():

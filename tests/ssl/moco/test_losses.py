@@ -93,6 +93,18 @@ def test_info_nce_equals_torch_cross_entropy():
     torch.testing.assert_close(info_nce(queries, anchors, queue, 0.2), expected)
 
 
+def test_info_nce_equals_lightlys():
+    """One view a query, the case that lightly's loss with a memory bank covers."""
+    from lightly.loss import NTXentLoss
+
+    queries, anchors = unit(6, 1, 8, dtype=torch.float32), unit(6, 8, seed=1, dtype=torch.float32)
+    theirs = NTXentLoss(temperature=0.2, memory_bank_size=(40, 8))
+    theirs(queries[:, 0], anchors)  # makes the bank
+    queue = theirs.memory_bank.bank.T.clone() if theirs.memory_bank.bank.shape[0] == 8 else theirs.memory_bank.bank
+    queue = queue.clone()
+    torch.testing.assert_close(info_nce(queries, anchors, queue, 0.2), theirs(queries[:, 0], anchors))
+
+
 def test_gradients():
     queries = unit(2, 3, 4).requires_grad_()
     anchors, queue = unit(2, 4, seed=1), unit(9, 4, seed=2)

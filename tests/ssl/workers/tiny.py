@@ -32,11 +32,11 @@ def make_model(queue=24, momentum=0.9):
     return MoCo(Encoder(TinyBackbone(), 6), KeyQueue(queue, 6, 12, labels=True), momentum)
 
 
-def make_runner(model, world, *, batch, kind="auto", group=128, accumulate=1, k=3, weight=0.4, start=1):
+def make_runner(model, world, *, batch, kind="auto", group=128, accumulate=1, k=3, weight=0.4, start=1, compile=False):
     optimizer = torch.optim.SGD(model.query.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     plan = plan_normalization(kind, group, batch // accumulate, world.size)
     losses = LossSettings(temperature=0.2, k=k, neighbour_weight=weight, neighbour_start=start)
-    return StepRunner(model, optimizer, losses, plan, world, seed=5, accumulate=accumulate)
+    return StepRunner(model, optimizer, losses, plan, world, seed=5, accumulate=accumulate, compile=compile)
 
 
 def make_views(step, batch=8, large=2, small=3):
