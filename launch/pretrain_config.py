@@ -9,7 +9,7 @@ from polyscene.runtime.config import option, section
 from polyscene.runtime.errors import UserError
 
 # Keys that may differ when a run is continued: they do not change the weights it computes.
-HARMLESS = ("data.workers", "data.max_unreadable", "checkpoint", "log", "online_knn", "max_steps", "compile")
+HARMLESS = ("data.workers", "data.max_unreadable", "checkpoint", "log", "online_knn", "max_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
