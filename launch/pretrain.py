@@ -13,7 +13,7 @@ from rich.console import Console
 from polyscene.runtime.checkpoint import checkpoint_step, list_checkpoints
 from polyscene.runtime.config import to_dict
 from polyscene.runtime.distributed import World, join_world
-from polyscene.runtime.errors import UserError
+from polyscene.runtime.errors import RunFailed, UserError
 from polyscene.runtime.features import image_features, resize_for
 from polyscene.runtime.files import make_folder
 from polyscene.runtime.knn import accuracy, knn_predict
@@ -24,7 +24,7 @@ from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.loading import UnreadableLog, image_loader, steps_per_epoch
 from polyscene.ssl.moco.encoder import Encoder, create_backbone
 from polyscene.ssl.moco.model import MoCo
-from polyscene.ssl.moco.normalization import plan_normalization
+from polyscene.ssl.moco.normalization import NormPlan, plan_normalization
 from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.sources import ImageSource, open_source
 from polyscene.ssl.state import TrainingState, averaged_backbone, resume
@@ -48,16 +48,18 @@ def pretrain(config: PretrainConfig) -> int:
 
 
 def _pretrain(config: PretrainConfig, world: World) -> int:
-    per_process = process_batch(config, world.size)
-    norm = plan_normalization(
-        config.model.norm.kind, config.model.norm.group, per_process // config.optim.accumulate, world.size
-    )
+    # Everything that can be refused is looked at before the run directory gets its config: a corrected command must
+    # not be told that another config is there.
+    per_pass = process_batch(config, world.size) // config.optim.accumulate
+    norm = plan_normalization(config.model.norm.kind, config.model.norm.group, per_pass, world.size)
+    with torch.device("meta"):
+        create_backbone(config.model.backbone)
     source = _open_images_once(config, world)
     schedule = plan_schedule(config, len(source))
-    console = Console(stderr=True, highlight=False, quiet=not world.is_main)
     if world.is_main:
         open_run(config.out, to_dict(config), overwrite=config.overwrite, may_differ=HARMLESS)
     world.barrier()
+    console = Console(stderr=True, highlight=False, quiet=not world.is_main)
     run = RunDirectory(Path(config.out), main=world.is_main, console=console, tensorboard=config.log.tensorboard)
     if _finished(run.path, schedule):
         run.log(f"'{run.path}' is already finished ({schedule.end_step} steps); overwrite=true starts afresh")
@@ -67,26 +69,50 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
     for warning in queue_warnings(config, len(source)):
         run.warn(warning)
     state = _create_state(config, source, world)
-    runner = StepRunner(
+    runner = _create_runner(config, state, norm, schedule)
+    resume(state, run.checkpoints, run)
+    if config.log.pictures and world.is_main and not (run.pictures / "views.png").exists():
+        draw_views(config, source, view_spec(config), run.pictures / "views.png")
+    with StopRequest() as stop:
+        completed = _train(config, source, state, runner, schedule, run, stop)
+    run.close()
+    if not completed:
+        run.log(f"stopped at step {state.step}; the same command continues from there")
+        return stop.exit_code or 1
+    _write_backbone(config, source, state, schedule, run)
+    return 0
+
+
+def _create_runner(config: PretrainConfig, state: TrainingState, norm: NormPlan, schedule: Schedule) -> StepRunner:
+    losses = LossSettings(
+        temperature=config.model.temperature,
+        k=config.neighbours.k if config.neighbours.weight > 0 else 0,
+        neighbour_weight=config.neighbours.weight,
+        neighbour_start=round(config.neighbours.start_epoch * schedule.steps_per_epoch),
+    )
+    return StepRunner(
         state.model,
         state.optimizer,
-        LossSettings(
-            config.model.temperature,
-            config.neighbours.k if config.neighbours.weight > 0 else 0,
-            config.neighbours.weight,
-            round(config.neighbours.start_epoch * schedule.steps_per_epoch),
-        ),
+        losses,
         norm,
-        world,
+        state.world,
         seed=config.seed,
         precision=config.precision,
         accumulate=config.optim.accumulate,
         compile=config.compile,
     )
-    resume(state, run.checkpoints, run)
-    views = view_spec(config)
-    if config.log.pictures and world.is_main and not (run.pictures / "views.png").exists():
-        draw_views(config, source, views, run.pictures / "views.png")
+
+
+def _train(
+    config: PretrainConfig,
+    source: ImageSource,
+    state: TrainingState,
+    runner: StepRunner,
+    schedule: Schedule,
+    run: RunDirectory,
+    stop: StopRequest,
+) -> bool:
+    world, views = state.world, view_spec(config)
     unreadable = UnreadableLog(
         run.path / "unreadable_images.txt", len(source), config.data.max_unreadable, write=world.is_main
     )
@@ -103,16 +129,13 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
         pin_memory=world.device.type == "cuda",
     )
     evaluate = _online_knn(config, source, state, world) if schedule.evaluate_every_steps else None
-    with StopRequest() as stop:
-        completed = train(
-            runner, state, batches, views, schedule, run, unreadable=unreadable, evaluate=evaluate, stop=stop
-        )
-    run.close()
-    if not completed:
-        run.log(f"stopped at step {state.step}; the same command continues from there")
-        return stop.exit_code or 1
-    _write_backbone(config, source, state, schedule, run)
-    return 0
+    try:
+        return train(runner, state, batches, views, schedule, run, unreadable=unreadable, evaluate=evaluate, stop=stop)
+    except UserError as error:
+        if world.is_main:
+            raise
+        # What happens to one process only must be said by that process.
+        raise RunFailed(f"rank {world.rank}: {error}") from error
 
 
 def process_batch(config: PretrainConfig, processes: int) -> int:

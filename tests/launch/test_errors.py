@@ -56,6 +56,7 @@ def test_empty_folder(tmp_path, words, polyscene):
 
 def test_a_refused_run_does_not_block_the_corrected_one(tmp_path, words, polyscene):
     out = tmp_path / "run"
-    assert polyscene(*words(out, "batch_size=1000"))[0] == 2
+    for wrong in ("batch_size=1000", "model.backbone=resnet9999", "model.norm.kind=split model.norm.group=3"):
+        assert polyscene(*words(out, *wrong.split()))[0] == 2
     code, _, err = polyscene(*words(out, "max_steps=1"))
     assert code == 0, err
