@@ -8,6 +8,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -246,6 +247,10 @@ def _build(out, arguments, shots, size, seed, workers, progress) -> None:
             try:
                 for future in as_completed(pending):
                     finish(pending[future], future.result())
+            except BrokenProcessPool as error:
+                raise UserError(
+                    f"{out}: a process that draws died, mostly because memory ran out; use workers=1 and run again"
+                ) from error
             except BaseException:  # a full disk or Ctrl-C: do not render the rooms that are still waiting
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

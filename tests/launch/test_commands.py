@@ -138,3 +138,25 @@ def test_the_minimal_example_runs(tmp_path, draw):
     assert done.returncode == 0, done.stderr
     assert "step 1/1" in done.stdout
     assert read_weights(tmp_path / "b.safetensors").arch == "resnet18"
+
+
+def test_a_killed_scene_worker_is_one_line_and_the_same_command_starts_again(tmp_path, start):
+    import os
+    import signal
+    import time
+    from pathlib import Path
+
+    command = ["scenes", tmp_path / "s", "count=400", "size=[96,128]", "workers=2"]
+    process = start(*command)
+    deadline = time.monotonic() + 100
+    while not list(tmp_path.glob("s/images/train/*/*.jpg")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [c for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    os.kill(int(workers[0]), signal.SIGKILL)
+    _, err = process.communicate(timeout=100)
+    assert process.returncode == 2, err
+    assert "a process that draws died" in err
+    assert "Traceback" not in err

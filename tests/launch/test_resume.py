@@ -131,9 +131,9 @@ def test_two_processes_equal_one_and_resume_on_another_number(tmp_path, words, p
     import subprocess
     import sys
 
-    # BatchNorm over 4 images of 1x1 pixels amplifies rounding: larger crops and small steps keep losses comparable.
-    # Rounding may also swap two neighbours of equal rank: here all slots are neighbours.
-    calm = ("views.large.size=64", "views.small.size=48", "optim.lr=0.002", "neighbours.k=20")
+    # BatchNorm over 4 images amplifies rounding from step to step: larger crops and small steps keep losses comparable
+    # (with a tiny encoder, test_step.py compares weights after large ones). Rounding may also swap two neighbours of equal rank: here all slots are neighbours.
+    calm = ("views.large.size=64", "views.small.size=48", "optim.lr=0.0001", "neighbours.k=20")
 
     def torchrun(out, *more):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
