@@ -132,7 +132,8 @@ def test_two_processes_equal_one_and_resume_on_another_number(tmp_path, words, p
     import sys
 
     # BatchNorm over 4 images amplifies rounding from step to step: larger crops and small steps keep losses comparable
-    # (with a tiny encoder, test_step.py compares weights after large ones). Rounding may also swap two neighbours of equal rank: here all slots are neighbours.
+    # (with a tiny encoder, test_step.py compares weights after large ones). Rounding may also swap two neighbours of
+    # equal rank: here all slots are neighbours.
     calm = ("views.large.size=64", "views.small.size=48", "optim.lr=0.0001", "neighbours.k=20")
 
     def torchrun(out, *more):
