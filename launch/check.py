@@ -15,14 +15,13 @@ from polyscene.runtime.distributed import choose_device
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import UnreadableImage, read_image
 from polyscene.ssl.moco.encoder import Encoder, create_backbone
-from polyscene.ssl.moco.normalization import plan_normalization
 from polyscene.ssl.sources import ImageSource
 from polyscene.ssl.views.crops import iou, mean_crop_iou
 from polyscene.ssl.views.render import render_views
 from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
 
-from .pretrain import open_images, plan_schedule, process_batch, queue_warnings, view_spec
+from .pretrain import open_images, plan_norm, plan_schedule, queue_warnings, view_spec
 from .pretrain_config import PretrainConfig
 
 Row = tuple[str, str]
@@ -43,9 +42,7 @@ def check(config: PretrainConfig, *, sample: int = 1000, timed_images: int = 8) 
     device = choose_device(config.device)
     source = open_images(config, cache_dir=None)
     schedule = plan_schedule(config, len(source))
-    norm = plan_normalization(
-        config.model.norm.kind, config.model.norm.group, process_batch(config, 1) // config.optim.accumulate, 1
-    )
+    norm = plan_norm(config, 1)
     images = source_rows(source, sample, config, console)
     views = view_rows(view_spec(config), images.sizes, config)
     plan = [

@@ -50,8 +50,7 @@ def pretrain(config: PretrainConfig) -> int:
 def _pretrain(config: PretrainConfig, world: World) -> int:
     # Everything that can be refused is looked at before the run directory gets its config: a corrected command must
     # not be told that another config is there.
-    per_pass = process_batch(config, world.size) // config.optim.accumulate
-    norm = plan_normalization(config.model.norm.kind, config.model.norm.group, per_pass, world.size)
+    norm = plan_norm(config, world.size)
     with torch.device("meta"):
         create_backbone(config.model.backbone)
     source = _open_images_once(config, world)
@@ -138,18 +137,19 @@ def _train(
         raise RunFailed(f"rank {world.rank}: {error}") from error
 
 
-def process_batch(config: PretrainConfig, processes: int) -> int:
-    """Images per process and step.
+def plan_norm(config: PretrainConfig, processes: int) -> NormPlan:
+    """BatchNorm groups of the images that a process sees in one pass.
 
     Raises:
-        UserError: processes and accumulation passes do not divide the global batch.
+        UserError: processes and accumulation passes do not divide the global batch, or groups do not tile it.
     """
     if config.batch_size % (processes * config.optim.accumulate):
         raise UserError(
             f"batch_size={config.batch_size} is not a multiple of {processes} processes x "
             f"optim.accumulate={config.optim.accumulate}; change one of them"
         )
-    return config.batch_size // processes
+    per_pass = config.batch_size // processes // config.optim.accumulate
+    return plan_normalization(config.model.norm.kind, config.model.norm.group, per_pass, processes)
 
 
 def open_images(config: PretrainConfig, cache_dir: Path | None) -> ImageSource:

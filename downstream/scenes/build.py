@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from polyscene.runtime.errors import UserError
+from polyscene.runtime.files import write_text
 
 from .contact import contact_sheet
 from .layouts import Shot, encode_image, encode_truth, write_lists, write_scene
@@ -193,20 +194,10 @@ def _prepare(out: Path, arguments: dict) -> bool:
         raise UserError(f"{out}: is not empty and not a scenes folder; choose another OUT")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _replace(out / "scenes.partial.json", json.dumps({"arguments": arguments}))
+        write_text(out / "scenes.partial.json", json.dumps({"arguments": arguments}))
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror}); choose another OUT") from error
     return False
-
-
-def _replace(path: Path, text: str) -> None:
-    """Write a file so that readers see all of it or nothing."""
-    scratch = path.with_name(path.name + ".tmp")
-    with open(scratch, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)
 
 
 @contextmanager
@@ -261,5 +252,5 @@ def _build(out, arguments, shots, size, seed, workers, progress) -> None:
     (out / "contact_sheet.png").write_bytes(encode_image(contact_sheet(rows), "PNG"))
     (out / "README.txt").write_text(readme_text(arguments, shots), encoding="utf-8")
     content = {"arguments": arguments, "scenes": [asdict(shot) for shot in flat]}
-    _replace(out / "scenes.json", json.dumps(content, indent=1))
+    write_text(out / "scenes.json", json.dumps(content, indent=1))
     (out / "scenes.partial.json").unlink(missing_ok=True)
