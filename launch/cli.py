@@ -13,8 +13,11 @@ from rich.console import Console
 from polyscene.runtime.config import describe, load_config, to_yaml
 from polyscene.runtime.errors import UserError
 
+from .cam_config import CamConfig
 from .pretrain_config import PretrainConfig, check_values
 from .probe_config import ProbeConfig
+from .propagate_config import PropagateConfig
+from .retrieve_config import RetrieveConfig
 from .scenes_config import ScenesConfig
 
 app = typer.Typer(
@@ -91,7 +94,7 @@ def export(
 
 @app.command(epilog=_keys_help(ProbeConfig))
 def probe(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
-    """Measure frozen features (kNN classification) beside a randomly initialised backbone."""
+    """Classify with frozen features (VOC SVM, linear, kNN), beside a randomly initialised backbone."""
     settings = load_config(ProbeConfig, config, words or [])
     if print_config:
         print(to_yaml(settings), end="")
@@ -99,6 +102,52 @@ def probe(config: ConfigPath, words: Words = None, print_config: PrintConfig = F
     from .probe import probe as run
 
     raise typer.Exit(run(settings))
+
+
+@app.command(epilog=_keys_help(RetrieveConfig))
+def retrieve(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
+    """Segment images by retrieving the nearest labelled regions in frozen feature space."""
+    settings = load_config(RetrieveConfig, config, words or [])
+    if print_config:
+        print(to_yaml(settings), end="")
+        return
+    from .retrieve import retrieve as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command(epilog=_keys_help(PropagateConfig))
+def propagate(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
+    """Carry the masks of a video's first frame through the video with frozen features (J and F)."""
+    settings = load_config(PropagateConfig, config, words or [])
+    if print_config:
+        print(to_yaml(settings), end="")
+        return
+    from .propagate import propagate as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command(epilog=_keys_help(CamConfig))
+def cam(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
+    """Draw where a frozen backbone looks: class activation maps, two backbones side by side."""
+    settings = load_config(CamConfig, config, words or [])
+    if print_config:
+        print(to_yaml(settings), end="")
+        return
+    from .cam import cam as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="run directories, and out=FILE.html")],
+) -> None:
+    """Write one self-contained HTML page about one or several runs."""
+    from .report import report as run
+
+    raise typer.Exit(run(runs))
 
 
 def main() -> None:

@@ -31,6 +31,10 @@ _OWN_NAMES = (
     "tensorboard",
     "unreadable_images.txt",
     "image_index.npz",
+    "linear_head.safetensors",
+    "results",
+    "results_random",
+    "scores",
 )
 
 

@@ -7,6 +7,7 @@ which architecture it holds, and accepts nothing that is not complete.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -34,7 +35,15 @@ from .weight_formats.records import BackboneWeights, Parsed, TrainingState
 from .weight_formats.torchvision import parse_dino, parse_torchvision
 from .weight_formats.vissl import parse_vissl
 
-__all__ = ["WRITABLE_FORMATS", "BackboneWeights", "TrainingState", "load_backbone", "read_weights", "write_weights"]
+__all__ = [
+    "WRITABLE_FORMATS",
+    "BackboneWeights",
+    "TrainingState",
+    "load_backbone",
+    "read_weights",
+    "weights_hash",
+    "write_weights",
+]
 
 WRITABLE_FORMATS = ("safetensors", "torchvision", "timm", "moco", "detectron2")
 
@@ -189,6 +198,16 @@ def _parse(raw: Mapping[str, Any], path: Path, with_training: bool) -> Parsed:
     if parsed is None or not parsed.backbone:
         raise UserError(f"{path}: {_resemblance(raw)}; give a ResNet in one of the formats listed in the README")
     return parsed
+
+
+def weights_hash(weights: BackboneWeights) -> str:
+    """16 hexadecimal digits that depend on the architecture and on every value of every tensor."""
+    digest = hashlib.sha256(weights.arch.encode())
+    for key in sorted(weights.state):
+        value = weights.state[key].contiguous()
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]
 
 
 def _resemblance(raw: Mapping[str, Any]) -> str:
