@@ -1,7 +1,8 @@
-# make demo   install, then from nothing to a pretrained backbone that beats an untrained one
+# make demo   install, then from nothing to a pretrained backbone, its frozen evaluation and a report
 # make test   install, then the whole test suite
 # make lint   style checks
 # make slurm  install Debian's SLURM packages, for the cluster tests
+# make browser  install Debian's Chromium, for the tests of the report
 #
 # VENV=DIR uses another virtual environment (created if absent).
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 READY = $(VENV)/.polyscene-installed
 
-.PHONY: demo test lint slurm install
+.PHONY: demo test lint slurm browser install
 
 install: $(READY)
 
@@ -23,7 +24,9 @@ demo: $(READY)
 	$(BIN)/polyscene scenes runs/demo/scenes
 	$(BIN)/polyscene pretrain configs/pretrain/quickstart.yaml
 	$(BIN)/polyscene probe configs/probe/quickstart.yaml
-	@echo "Look at runs/demo/scenes/contact_sheet.png and runs/demo/pretrain/pictures/views.png"
+	$(BIN)/polyscene retrieve configs/retrieve/quickstart.yaml
+	$(BIN)/polyscene report runs/demo out=runs/demo/report.html
+	@echo "Open runs/demo/report.html; the data are in runs/demo/scenes/contact_sheet.png"
 
 test: $(READY)
 	$(BIN)/python -m pytest
@@ -35,3 +38,7 @@ lint: $(READY)
 slurm:
 	apt-get update
 	apt-get install --yes slurmctld slurmd slurm-client slurm-wlm-basic-plugins munge
+
+browser:
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium

@@ -2,15 +2,16 @@
 
     python benchmarks/ablation.py --photos tiny_imagenet40 --transfer caltech30 --preset cpu --seeds 0 1 2
 
-Six arms, each adding one ingredient to the one above it: MoCo, + multi-crop, + constrained crops, + lower momentum, + A+
-augmentation, + nearest neighbours. Every arm is pretrained once for equal epochs and once for equal time, and measured
-frozen: kNN and linear accuracy on the held-out photos, and kNN, linear and SVM on the transfer set; random weights beside.
+Six arms, each adding one ingredient to the one above it: MoCo, + multi-crop, + constrained crops, + lower momentum,
++ A+ augmentation, + nearest neighbours. Every arm is pretrained once for equal epochs and once for equal time, and
+measured frozen: kNN and linear accuracy on the held-out photos; kNN, linear and SVM on the transfer set. Random weights
+are measured beside them.
 
-Equal time means equal steps times seconds a step, with the seconds measured here first, all arms interleaved, each as the
-best of three rounds: a clock that ran during the trainings would depend on whatever else the machine did.
+Equal time means equal steps times seconds a step. The seconds are measured first, all arms interleaved, best of three
+rounds each: a clock that ran during the trainings would depend on whatever else the machine did.
 
-The sweep is a folder of ordinary runs. Stop it at any moment; the same command continues it, run by run and step by step.
-Arms, seeds and measurements that are finished are read, not repeated. A new preset or other words need another --out.
+The sweep is a folder of ordinary runs. Stop it at any moment; the same command continues it, run by run and step by
+step. Whatever is finished is read, not repeated. Another preset or other words need another --out.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class Preset:
 
     Attributes:
         epochs: of every arm in the comparison at equal epochs.
-        words: keys that all arms share.
+        words: keys of the size.
         two_crops: size of MoCo's two crops, pixels.
         large: size of the multi-crop arms' two large crops, pixels.
         small: number and size of their small crops.
@@ -87,19 +88,33 @@ PRESETS = {
     # Half an hour of an accelerator for all arms and three seeds.
     "gpu": Preset(
         epochs=200,
-        words=(*SHARED, "batch_size=256", "model.queue=4096", "model.norm.group=64", "optim.lr=0.12")
-        + ("optim.warmup_epochs=5", "data.workers=8"),
+        words=(
+            "batch_size=256",
+            "model.queue=4096",
+            "model.norm.group=64",
+            "optim.lr=0.12",
+            "optim.warmup_epochs=5",
+            "data.workers=8",
+        ),
         two_crops=64,
         large=56,
         small=(4, 32),
         momentum=(0.999, 0.995),
         neighbours=(20, 0.0),
     ),
-    # Two CPU cores and two hours: a schedule fifty times shorter and half the resolution, with a queue and momenta that fit it.
+    # Two CPU cores: a schedule fifty times shorter at half the resolution, with a queue and momenta that fit it.
     "cpu": Preset(
         epochs=4,
-        words=(*SHARED, "batch_size=32", "model.queue=256", "model.norm.group=16", "optim.lr=0.03")
-        + ("optim.warmup_epochs=0.2", "data.workers=0", "device=cpu", "checkpoint.every_minutes=2"),
+        words=(
+            "batch_size=32",
+            "model.queue=256",
+            "model.norm.group=16",
+            "optim.lr=0.03",
+            "optim.warmup_epochs=0.2",
+            "data.workers=0",
+            "device=cpu",
+            "checkpoint.every_minutes=2",
+        ),
         two_crops=32,
         large=32,
         small=(2, 20),
@@ -144,7 +159,7 @@ def arm_words(arm: Arm, preset: Preset) -> list[str]:
     """The preset's sizes for one arm; which ingredients it has, the recipe says."""
     order = [a.name for a in ARMS]
     has = {name: order.index(arm.name) >= order.index(name) for name in order}
-    words = [*preset.words, f"views.large.size={preset.large if has['+ multi-crop'] else preset.two_crops}"]
+    words = [*SHARED, *preset.words, f"views.large.size={preset.large if has['+ multi-crop'] else preset.two_crops}"]
     if has["+ multi-crop"]:
         words += [f"views.small.count={preset.small[0]}", f"views.small.size={preset.small[1]}"]
     words.append(f"model.momentum={preset.momentum[has['+ lower momentum']]}")
@@ -256,7 +271,7 @@ class Sweep:
         """Both comparisons as Markdown tables, and everything as ablation.json."""
         slowest = max(seconds.values())
         sections = {
-            "Equal epochs": {arm: self.epochs for arm in ARMS},
+            "Equal epochs": dict.fromkeys(ARMS, self.epochs),
             "Equal time": {arm: round(self.epochs * slowest / seconds[arm.name]) for arm in ARMS},
         }
         lines, record = [], {}
@@ -273,7 +288,7 @@ class Sweep:
             "preset": self.options.preset,
             "epochs": self.epochs,
             "seeds": self.options.seeds,
-            "words": list(preset.words),
+            "words": [*SHARED, *preset.words],
             "seconds_per_epoch": seconds,
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.options.threads} thread(s) a job",
             "date": time.strftime("%Y-%m-%d"),

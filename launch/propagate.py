@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -79,7 +78,7 @@ def propagate(config: PropagateConfig) -> int:
     videos = _open_videos(config)
     subjects = open_subjects(config)
     measured = [Measured(subject, _network(config, subject, device)) for subject in subjects]
-    run = _open_run(config)
+    run = open_evaluation(config)
     if run is None:
         return 0
     scores = {}
@@ -117,16 +116,6 @@ def _open_videos(config: PropagateConfig) -> list[Video]:
 def _network(config: PropagateConfig, subject: Subject, device: torch.device) -> FeatureMaps:
     network = feature_maps(subject.weights, layers=(config.layer,), output_stride=8, dilate=False)
     return network.to(device, memory_format=torch.channels_last)
-
-
-def _open_run(config: PropagateConfig) -> RunDirectory | None:
-    """The run directory; with overwrite=true also without the label maps and scores of the run that was there."""
-    ours = config.overwrite and (Path(config.out) / "config.yaml").exists()
-    run = open_evaluation(config)
-    if run is not None and ours:
-        for name in ("scores", "results", "results_random"):
-            shutil.rmtree(run.path / name, ignore_errors=True)
-    return run
 
 
 def _measure(

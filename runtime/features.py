@@ -30,17 +30,31 @@ def normalise(images: Tensor) -> Tensor:
     return (images.float() / 255 - mean) / std
 
 
+def pooled_features(backbone: nn.Module, crops: Tensor, precision: str = "fp32") -> Tensor:
+    """uint8 crops (N, 3, H, W) on the backbone's device -> (N, C) float32."""
+    images = normalise(crops).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return backbone(images).float()
+
+
+def l2_normalise(features: Tensor) -> Tensor:
+    """(N, C) divided by their norms, which have 1e-5 added as in the thesis' SVM protocol."""
+    return features / (features.norm(dim=1, keepdim=True) + 1e-5)
+
+
 class _Crops(Dataset):
-    def __init__(self, paths: Sequence[Path], resize: int, crop: int):
-        self.paths, self.resize, self.crop = paths, resize, crop
+    def __init__(self, images: Sequence[Path] | Sequence[Tensor], resize: int, crop: int):
+        self.images, self.resize, self.crop = images, resize, crop
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, bool, str]:
         # Errors travel as text: a worker process would wrap an exception in its traceback.
         try:
-            return evaluation_crop(read_image(self.paths[index]), self.resize, self.crop), True, ""
+            item = self.images[index]
+            image = item if isinstance(item, Tensor) else read_image(item)
+            return evaluation_crop(image, self.resize, self.crop), True, ""
         except UserError as error:
             return torch.zeros(3, self.crop, self.crop, dtype=torch.uint8), False, str(error)
 
@@ -48,24 +62,28 @@ class _Crops(Dataset):
 @torch.no_grad()
 def image_features(
     backbone: nn.Module,
-    paths: Sequence[Path],
+    paths: Sequence[Path] | Sequence[Tensor],
     *,
     resize: int = 256,
     crop: int = 224,
     device: torch.device,
+    precision: str = "fp32",
+    l2: bool = True,
     batch_size: int = 64,
     workers: int = 0,
     skip_unreadable: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """L2-normalised pooled features of image files, in evaluation mode.
+    """L2-normalised pooled features of images, in evaluation mode.
 
     Args:
         backbone: (N, 3, H, W) -> (N, C), on ``device``; its training mode is put back afterwards.
-        paths: image files.
+        paths: image files, or a sequence that decodes its own: items are uint8 (3, H, W).
         resize: shorter side, pixels.
         crop: side of the central crop, pixels.
         device: where the backbone is.
+        precision: ``fp32`` or ``bf16`` (autocast) for the backbone's arithmetic.
+        l2: normalise; False gives the pooled features as they are.
         batch_size: images per forward pass.
         workers: processes that decode.
         skip_unreadable: leave unreadable images out instead of raising.
@@ -85,9 +103,8 @@ def image_features(
         for images, readable, reasons in loader:
             if not skip_unreadable and not readable.all():
                 raise UserError(next(r for r in reasons if r))
-            pooled = backbone(normalise(images.to(device)).contiguous(memory_format=torch.channels_last))
-            # The norm has a floor of 1e-5 as in the thesis' SVM protocol.
-            features.append((pooled.float() / (pooled.float().norm(dim=1, keepdim=True) + 1e-5)).cpu()[readable])
+            pooled = pooled_features(backbone, images.to(device), precision)
+            features.append((l2_normalise(pooled) if l2 else pooled).cpu()[readable])
             positions.append(done + readable.nonzero().flatten())
             done += images.shape[0]
             if progress is not None:

@@ -32,6 +32,7 @@ _OWN_NAMES = (
     "unreadable_images.txt",
     "image_index.npz",
     "linear_head.safetensors",
+    "linear_head_random.safetensors",
     "results",
     "results_random",
     "scores",

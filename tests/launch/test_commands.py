@@ -1,6 +1,4 @@
-"""check, probe, scenes, export, --help and --print-config."""
-
-import json
+"""check, scenes, export, --help and --print-config."""
 
 import pytest
 import torch
@@ -50,52 +48,6 @@ def test_help_lists_every_key(command, polyscene):
         "scenes": ["count", "seed"],
     }
     assert all(word in out for word in expected[command])
-
-
-def test_probe_reports_the_random_baseline(tmp_path, words, polyscene, photos):
-    assert polyscene(*words(tmp_path / "run", "max_steps=2"))[0] == 0
-    arguments = [f"data.train={photos / 'train'}", f"data.test={photos / 'val'}", "k=3", "resize=40", "crop=32"]
-    code, out, err = polyscene(
-        "probe", "probe/quickstart", f"weights={tmp_path / 'run'}", f"out={tmp_path / 'knn'}", *arguments, "workers=0"
-    )
-    assert code == 0, err
-    assert "120/120 tensors matched" in err
-    results = json.loads((tmp_path / "knn" / "results.json").read_text())
-    assert 0 <= results["knn_accuracy"] <= 1
-    assert 0 <= results["baseline"]["random"] <= 1
-    assert results["protocol"]["train_images"] == 24
-    assert results["protocol"]["test_images"] == 6
-    assert results["protocol"]["chance"] == pytest.approx(1 / 3)
-    assert "random initialisation" in out
-
-
-def test_probe_of_random_weights_equals_the_baseline(tmp_path, polyscene, photos):
-    common = [
-        f"data.train={photos / 'train'}",
-        f"data.test={photos / 'val'}",
-        "k=3",
-        "resize=40",
-        "crop=32",
-        "workers=0",
-    ]
-    assert polyscene("probe", "probe/quickstart", "weights=random", "arch=resnet18", f"out={tmp_path}", *common)[0] == 0
-    assert json.loads((tmp_path / "results.json").read_text())["baseline"] is None
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["weights=/nowhere"], "/nowhere"),
-        (["k=0"], "k=0 is too small"),
-        (["temperature=0"], "temperature=0.0 must be greater than 0"),
-        (["data.train=/nowhere"], "/nowhere"),
-    ],
-)
-def test_probe_bad_input(tmp_path, polyscene, photos, more, message):
-    arguments = ["weights=random", "arch=resnet18", f"data.train={photos / 'train'}", f"data.test={photos / 'val'}"]
-    code, _, err = polyscene("probe", "probe/quickstart", *arguments, f"out={tmp_path / 'x'}", *more)
-    assert code == 2
-    assert message in err.strip().splitlines()[-1]
 
 
 def test_scenes_command_and_its_refusals(tmp_path, polyscene):
