@@ -177,7 +177,7 @@ class Sweep:
         self.out = Path(options.out)
         self.epochs = options.epochs or self.preset.epochs
 
-    def polyscene(self, *words: str, quiet: bool = True) -> None:
+    def polyscene(self, *words: str) -> None:
         """Run a command; its output goes to ablation.log.
 
         Raises:
@@ -228,15 +228,17 @@ class Sweep:
     def folder(self, arm: Arm, epochs: int, seed: int) -> Path:
         return self.out / f"{arm.recipe.removeprefix('coco_').removesuffix('_200ep')}_{epochs}ep_seed{seed}"
 
-    def train_and_measure(self, arm: Arm, epochs: int, seed: int) -> None:
-        """One run and its probes; whatever is finished is skipped by the commands themselves."""
+    def train(self, arm: Arm, epochs: int, seed: int) -> None:
+        """One pretraining; a stopped one is continued by the command itself."""
         folder = self.folder(arm, epochs, seed)
         started = time.time()
         if not (folder / "backbone.safetensors").exists():
             self.polyscene(*self.pretrain_words(arm, folder, epochs, seed))
         print(f"{folder.name}: trained ({time.time() - started:.0f} s)", flush=True)
-        if self.options.train_only:
-            return
+
+    def measure(self, arm: Arm, epochs: int, seed: int) -> None:
+        """The probes of one pretraining, and once a seed those of random weights."""
+        folder = self.folder(arm, epochs, seed)
         for measurement in MEASUREMENTS:
             if (folder / measurement.key / "results.json").exists():
                 continue
@@ -244,15 +246,19 @@ class Sweep:
             words = [*measurement.words, f"weights={folder}", f"out={folder / measurement.key}", f"seed={seed}"]
             words += [f"data.train={root / 'train'}", f"data.test={root / ('test' if measurement.transfer else 'val')}"]
             words += [*CROPS[measurement.transfer], f"cache={self.out / 'features'}"]
+            if (arm, epochs) != (ARMS[0], self.epochs):
+                words.append("baseline=null")
             self.polyscene("probe", *words)
+        print(f"{folder.name}: measured", flush=True)
 
     def run(self) -> None:
         self.out.mkdir(parents=True, exist_ok=True)
         seconds = self.seconds_per_epoch()
         jobs = [(arm, epochs, seed) for seed in self.options.seeds for arm, epochs in self.plan(seconds)]
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            for _ in pool.map(lambda job: self.train_and_measure(*job), jobs):
-                pass
+            for stage in (self.train, self.measure)[: 1 if self.options.train_only else 2]:
+                for _ in pool.map(lambda job, stage=stage: stage(*job), jobs):
+                    pass
         if not self.options.train_only:
             text = self.report(seconds)
             print(text)
@@ -276,7 +282,7 @@ class Sweep:
         }
         lines, record = [], {}
         for title, epochs_of in sections.items():
-            rows = {"random": [self.values(ARMS[0], epochs_of[ARMS[0]], m, random=True) for m in MEASUREMENTS]}
+            rows = {"random": [self.values(ARMS[0], self.epochs, m, random=True) for m in MEASUREMENTS]}
             rows |= {arm.name: [self.values(arm, epochs_of[arm], m) for m in MEASUREMENTS] for arm in ARMS}
             times = {arm.name: epochs_of[arm] * seconds[arm.name] for arm in ARMS}
             lines += [f"**{title}**", "", *markdown_table(rows, {a.name: epochs_of[a] for a in ARMS}, times), ""]

@@ -37,14 +37,17 @@ def test_print_config_reads_back(tmp_path, words, polyscene):
     assert again == out
 
 
-@pytest.mark.parametrize("command", ["pretrain", "check", "probe", "scenes"])
+@pytest.mark.parametrize("command", ["pretrain", "check", "probe", "retrieve", "propagate", "cam", "scenes"])
 def test_help_lists_every_key(command, polyscene):
     code, out, _ = polyscene(command, "--help")
     assert code == 0
     expected = {
         "pretrain": ["views.small.scale", "model.norm.kind", "integer | null"],
         "check": ["optim.lr"],
-        "probe": ["weights", "temperature"],
+        "probe": ["weights", "temperature", "svm.variant", "linear.learning_rates", "data.kind"],
+        "retrieve": ["weights", "clusters", "data.ignore"],
+        "propagate": ["weights", "radius", "data.masks"],
+        "cam": ["weights", "head", "output_stride"],
         "scenes": ["count", "seed"],
     }
     assert all(word in out for word in expected[command])
