@@ -6,8 +6,8 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
 
+from polyscene.downstream.backbones import feature_maps
 from polyscene.downstream.multitask.rcm.moments import response_moments
-from polyscene.launch.evaluation import random_weights
 from polyscene.runtime.weights import BackboneWeights
 
 
@@ -28,8 +28,9 @@ def weights(images):
     def get(arch):
         if arch not in made:
             generator = torch.Generator().manual_seed(2)
-            model = timm.create_model(arch, num_classes=0)
-            model.load_state_dict(random_weights(arch, 0).state)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model = timm.create_model(arch, num_classes=0)
             norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
             for norm in norms:
                 norm.weight.uniform_(0.4, 1.2, generator=generator)
@@ -58,6 +59,20 @@ def plain(weights):
         model = timm.create_model(arch, num_classes=0).eval()
         model.load_state_dict(weights(arch).state)
         return model
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def pretrained_maps(weights, images):
+    """Architecture and stages -> the maps of two images in the plain network at output stride 16."""
+    made = {}
+
+    @torch.no_grad()
+    def get(arch, layers):
+        if (arch, layers) not in made:
+            made[arch, layers] = feature_maps(weights(arch), layers=layers, output_stride=16)(images[:2])
+        return made[arch, layers]
 
     return get
 

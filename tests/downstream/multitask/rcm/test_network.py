@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 
 from polyscene.downstream.backbones import LAYERS, feature_maps
 from polyscene.downstream.multitask.rcm.adapters import (
@@ -16,37 +15,42 @@ from polyscene.runtime.errors import UserError
 EARLY = ("layer1", "layer2")  # keeps eigen-decompositions of wide layers out of the tests
 
 
-@torch.no_grad()
-def difference(encoder, task, weights, images):
-    """Largest absolute difference to the pretrained network's maps, over the chosen stages."""
-    expected = feature_maps(weights, layers=encoder.layers, output_stride=16)(images)
-    found = encoder.eval()(images, task)
-    assert [tuple(a.shape) for a in found] == [tuple(b.shape) for b in expected]
-    assert all(float(b.abs().max()) > 1 for b in expected)
-    return max(float((a - b).abs().max()) for a, b in zip(found, expected))
+@pytest.fixture
+def difference(pretrained_maps, images):
+    """Encoder with a task "edge" -> largest difference to the pretrained network, over the chosen stages."""
+
+    @torch.no_grad()
+    def measure(encoder, arch):
+        expected = pretrained_maps(arch, encoder.layers)
+        found = encoder.eval()(images[:2], "edge")
+        assert [tuple(a.shape) for a in found] == [tuple(b.shape) for b in expected]
+        assert all(float(b.abs().max()) > 1 for b in expected)
+        return max(float((a - b).abs().max()) for a, b in zip(found, expected))
+
+    return measure
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("initialised", [False, True])
 @pytest.mark.parametrize("normalized", [False, True])
 def test_every_ablation_starts_as_the_pretrained_network(
-    weights, plain, moments, images, arch, initialised, normalized
+    weights, plain, moments, difference, arch, initialised, normalized
 ):
     found = moments(arch, adapted_convolutions(plain(arch), "spatial")) if initialised else None
     encoder = rcm_encoder(weights(arch), found, layers=LAYERS, normalized=normalized)
     encoder.add_task("edge")
     assert encoder.strides == (4, 8, 16, 16)
     assert encoder.channels == ((64, 128, 256, 512) if arch == "resnet18" else (256, 512, 1024, 2048))
-    assert difference(encoder, "edge", weights(arch), images[:2]) < 1e-4
+    assert difference(encoder, arch) < 1e-4
 
 
 @pytest.mark.parametrize(("arch", "layers"), [("resnet10t", LAYERS), ("resnet14t", EARLY)])
-def test_all_convolutions_reparameterized(weights, plain, moments, images, arch, layers):
+def test_all_convolutions_reparameterized(weights, plain, moments, difference, arch, layers):
     names = [name for name in adapted_convolutions(plain(arch), "all") if name[:6] not in ("layer3", "layer4")]
     found = moments(arch, None if arch == "resnet10t" else names)
     encoder = rcm_encoder(weights(arch), found, layers=layers, reparameterize="all")
     encoder.add_task("edge")
-    assert difference(encoder, "edge", weights(arch), images[:2]) < 1e-4
+    assert difference(encoder, arch) < 1e-4
     assert "convolutions" not in encoder.parameter_counts().tasks["edge"]
 
 
@@ -69,10 +73,10 @@ KINDS = ["rc", "rc_nff", "series", "parallel", "frozen", "norms", "pointwise", "
 
 
 @pytest.mark.parametrize("kind", KINDS[2:])
-def test_adapters_start_as_the_pretrained_network(weights, images, kind):
+def test_adapters_start_as_the_pretrained_network(weights, difference, kind):
     encoder = make(kind, weights("resnet10t"))
     encoder.add_task("edge")
-    assert difference(encoder, "edge", weights("resnet10t"), images[:2]) < 1e-4
+    assert difference(encoder, "resnet10t") < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -145,11 +149,11 @@ def test_parameters_of_resnet18_are_those_of_the_paper(weights):
     assert counts.of_task("edge") == sum(parameter.numel() for parameter in encoder.task_parameters("edge"))
 
 
-def test_parameters_of_resnet50():
-    spatial = empty_rcm_encoder("resnet50")
+def test_parameters_of_resnet50(weights):
+    spatial = rcm_encoder(weights("resnet50"))
     spatial.add_task("edge")
     assert spatial.parameter_counts().tasks["edge"]["modulators"] == 1_261_568
-    every = empty_rcm_encoder("resnet50", reparameterize="all")
+    every = rcm_encoder(weights("resnet50"), reparameterize="all")
     every.add_task("edge")
     shortcuts = 256**2 + 512**2 + 1024**2 + 2048**2
     assert every.parameter_counts().tasks["edge"]["modulators"] - shortcuts == 22_638_592
@@ -184,17 +188,17 @@ def test_a_reduced_rank_saves_parameters(weights, moments):
     assert encoder.parameter_counts().bank == 10_994_880 // 2
 
 
-def test_stages_after_the_last_are_dropped(weights, images):
+def test_stages_after_the_last_are_dropped(weights, difference):
     encoder = rcm_encoder(weights("resnet18"), layers=("layer2",))
     encoder.add_task("edge")
     assert not any("layer3" in key or "layer4" in key for key in encoder.state_dict())
-    assert difference(encoder, "edge", weights("resnet18"), images) < 1e-4
+    assert difference(encoder, "resnet18") < 1e-4
 
 
-def test_squeeze_and_excitation_is_shared_and_frozen(weights, images):
+def test_squeeze_and_excitation_is_shared_and_frozen(weights, difference):
     encoder = task_specific_encoder(weights("seresnet18"), convolutions="none", norms=True)
     encoder.add_task("edge")
-    assert difference(encoder, "edge", weights("seresnet18"), images) < 1e-4
+    assert difference(encoder, "seresnet18") < 1e-4
     assert not any("se" in name.split(".") for name, p in encoder.named_parameters() if p.requires_grad)
     attention = sum(p.numel() for name, p in encoder.named_parameters() if "se" in name.split("."))
     assert encoder.parameter_counts().other == attention > 0
@@ -237,4 +241,3 @@ def test_channels_last_and_autocast(weights, images):
     loss.backward()
     gradients = [parameter.grad for parameter in encoder.task_parameters("edge")]
     assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients)
-    assert isinstance(encoder.body.bn1, nn.Module)

@@ -96,7 +96,7 @@ def test_more_directions_are_nearer(plain, weights, moments, images):
     with torch.no_grad():
         target = plain("resnet10t").forward_features(images)
         errors = []
-        for rank in (0.25, 0.75, 0.95, None):
+        for rank in (0.25, 0.75, None):
             encoder = rcm_encoder(weights("resnet10t"), moments("resnet10t"), output_stride=32, rank=rank)
             encoder.add_task("edge")
             errors.append(float((encoder(images, "edge")[-1] - target).abs().max()))

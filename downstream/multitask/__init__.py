@@ -1,0 +1,1 @@
+"""Multi-task dense prediction."""

@@ -1,0 +1,1 @@
+"""Streaming metrics of dense prediction tasks, and Delta_MTL."""
