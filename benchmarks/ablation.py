@@ -255,8 +255,9 @@ class Sweep:
         self.out.mkdir(parents=True, exist_ok=True)
         seconds = self.seconds_per_epoch()
         jobs = [(arm, epochs, seed) for seed in self.options.seeds for arm, epochs in self.plan(seconds)]
+        stages = [] if self.options.report_only else [self.train, self.measure][: 1 if self.options.train_only else 2]
         with ThreadPoolExecutor(self.options.jobs) as pool:
-            for stage in (self.train, self.measure)[: 1 if self.options.train_only else 2]:
+            for stage in stages:
                 for _ in pool.map(lambda job, stage=stage: stage(*job), jobs):
                     pass
         if not self.options.train_only:
@@ -265,12 +266,15 @@ class Sweep:
             if self.options.markdown:
                 insert(Path(self.options.markdown), text)
 
-    def values(self, arm: Arm, epochs: int, measurement: Measurement, *, random: bool = False) -> list[float]:
-        """The measurement of every seed, as a share."""
-        found = []
+    def values(self, arm: Arm, epochs: int, measurement: Measurement, *, random: bool = False) -> dict[int, float]:
+        """Seed -> the measurement, as a share, of the seeds that are measured."""
+        found = {}
         for seed in self.options.seeds:
-            results = json.loads((self.folder(arm, epochs, seed) / measurement.key / "results.json").read_text())
-            found.append(results["baseline"]["random"][measurement.metric] if random else results[measurement.metric])
+            path = self.folder(arm, epochs, seed) / measurement.key / "results.json"
+            if path.exists():
+                results = json.loads(path.read_text())
+                results = results["baseline"]["random"] if random else results
+                found[seed] = results[measurement.metric]
         return found
 
     def report(self, seconds: dict[str, float]) -> str:
@@ -305,19 +309,38 @@ class Sweep:
         return "\n".join(lines)
 
 
-def markdown_table(rows: dict[str, list[list[float]]], epochs: dict[str, int], times: dict[str, float]) -> list[str]:
-    """One row an arm: mean ± standard deviation over seeds in percent, and the mean difference from MoCo."""
-    heads = ["", "epochs", "training", *(m.label for m in MEASUREMENTS)]
+def markdown_table(
+    rows: dict[str, list[dict[int, float]]], epochs: dict[str, int], times: dict[str, float]
+) -> list[str]:
+    """One row an arm: mean ± standard deviation over seeds in percent, and the mean difference from MoCo.
+
+    Args:
+        rows: name -> per measurement, seed -> share; a sweep that was stopped has fewer seeds in some rows.
+        epochs: name -> epochs.
+        times: name -> training seconds.
+    """
+    heads = ["", "epochs", "training", "seeds", *(m.label for m in MEASUREMENTS)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name, columns in rows.items():
-        cells = [name, str(epochs.get(name, "-")), f"{times[name]:.0f} s" if name in times else "-"]
+        seeds = min(len(column) for column in columns)
+        cells = [name, str(epochs.get(name, "-")), f"{times[name]:.0f} s" if name in times else "-", str(seeds)]
         for column, moco in zip(columns, rows["MoCo"]):
-            mean = 100 * statistics.mean(column)
-            spread = f" ± {100 * statistics.stdev(column):.1f}" if len(column) > 1 else ""
-            gain = 100 * statistics.mean(a - b for a, b in zip(column, moco))
-            cells.append(f"{mean:.1f}{spread}" + ("" if name in ("MoCo", "random") else f" ({gain:+.1f})"))
+            cells.append(_cell(column, None if name in ("MoCo", "random") else moco))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(column: dict[int, float], moco: dict[int, float] | None) -> str:
+    """``27.6 ± 0.4 (+1.2)``; the difference is that of the seeds which both have."""
+    if not column:
+        return "-"
+    text = f"{100 * statistics.mean(column.values()):.1f}"
+    if len(column) > 1:
+        text += f" ± {100 * statistics.stdev(column.values()):.1f}"
+    common = sorted(column.keys() & moco.keys()) if moco else []
+    if common:
+        text += f" ({100 * statistics.mean(column[seed] - moco[seed] for seed in common):+.1f})"
+    return text
 
 
 def insert(path: Path, text: str) -> None:
@@ -344,6 +367,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run (preset cpu)")
     parser.add_argument("--train-only", action="store_true", help="measure later")
+    parser.add_argument("--report-only", action="store_true", help="write the tables of what is measured so far")
     parser.add_argument("--markdown", help="file whose marked part gets the tables, such as docs/results.md")
     return parser.parse_args(arguments)
 

@@ -1,6 +1,7 @@
 """The ablation script: what it plans, what it writes."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -60,11 +61,36 @@ def test_equal_time_trains_again_only_what_differs(sweep, ablation):
 
 def test_the_table_holds_means_deviations_and_paired_gains(ablation):
     n = len(ablation.MEASUREMENTS)
-    rows = {"random": [[0.10, 0.12]] * n, "MoCo": [[0.20, 0.24]] * n, "+ kNN": [[0.23, 0.29]] * n}
+    rows = {
+        "random": [{0: 0.10, 1: 0.12}] * n,
+        "MoCo": [{0: 0.20, 1: 0.24}] * n,
+        "+ A+": [{1: 0.23}] * n,  # stopped before seed 0: compared with MoCo's seed 1 only
+        "+ kNN": [{0: 0.23, 1: 0.29}] * n,
+        "never run": [{}] * n,
+    }
     lines = ablation.markdown_table(rows, {"MoCo": 4, "+ kNN": 2}, {"MoCo": 40.0, "+ kNN": 41.0})
-    assert lines[2].startswith("| random | - | - | 11.0 ± 1.4 |")
-    assert lines[3].startswith("| MoCo | 4 | 40 s | 22.0 ± 2.8 |")
-    assert lines[4].startswith("| + kNN | 2 | 41 s | 26.0 ± 4.2 (+4.0) |")
+    assert lines[2].startswith("| random | - | - | 2 | 11.0 ± 1.4 |")
+    assert lines[3].startswith("| MoCo | 4 | 40 s | 2 | 22.0 ± 2.8 |")
+    assert lines[4].startswith("| + A+ | - | - | 1 | 23.0 (-1.0) |")
+    assert lines[5].startswith("| + kNN | 2 | 41 s | 2 | 26.0 ± 4.2 (+4.0) |")
+    assert lines[6].startswith("| never run | - | - | 0 | - |")
+
+
+def test_a_report_holds_what_is_measured_so_far(ablation, sweep, tmp_path):
+    moco, last = ablation.ARMS[0], ablation.ARMS[-1]
+    for arm, seeds in ((moco, (0, 1)), (last, (1,))):
+        for seed in seeds:
+            for m in ablation.MEASUREMENTS:
+                folder = sweep.folder(arm, 4, seed) / m.key
+                folder.mkdir(parents=True)
+                document = {m.metric: 0.2 + 0.1 * seed, "baseline": {"random": {m.metric: 0.1}}}
+                (folder / "results.json").write_text(json.dumps(document))
+    text = sweep.report({arm.name: 10.0 for arm in ablation.ARMS})
+    equal = text.split("**Equal time**")[0]
+    assert "| MoCo | 4 | 40 s | 2 | 25.0 ± 7.1 |" in equal
+    assert "| + kNN | 4 | 40 s | 1 | 30.0 (+0.0) |" in equal
+    assert "| random | - | - | 2 | 10.0 ± 0.0 |" in equal
+    assert json.loads((tmp_path / "sweep" / "ablation.json").read_text())["seeds"] == [0, 1, 2]
 
 
 def test_only_the_marked_part_of_a_document_changes(ablation, tmp_path):
