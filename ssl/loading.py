@@ -151,7 +151,9 @@ class ImageLoader:
         before = signal.getsignal(signal.SIGCHLD) if in_main_thread and hasattr(signal, "SIGCHLD") else None
         iterator = iter(self._loader)
         if before is not None:
-            signal.signal(signal.SIGCHLD, before)
+            # Another loader may have installed torch's handler earlier; it stays for good, so it is taken out here.
+            torchs = getattr(before, "__module__", "") == "torch.utils.data._utils.signal_handling"
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if torchs else before)
         return iterator
 
 

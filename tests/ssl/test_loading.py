@@ -425,7 +425,10 @@ def kill_yourself(epoch, indices, sizes):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_one_line_where_the_next_batch_is_asked_for(source):
+@pytest.mark.parametrize("another_loader_before", [False, True])
+def test_a_killed_worker_is_one_line_where_the_next_batch_is_asked_for(source, another_loader_before):
+    if another_loader_before:  # it installs torch's handler of dying children
+        list(torch.utils.data.DataLoader([1, 2], num_workers=1))
     loader = image_loader(
         source,
         batch_size=4,
