@@ -49,10 +49,19 @@ def load_config(schema: type[Schema], path: str | Path, overrides: Sequence[str]
     Raises:
         UserError: unreadable file, malformed word, unknown key, wrong type, or a required key left out.
     """
+    return build(schema, config_values(path, overrides), source=str(path))
+
+
+def config_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The nested values of a config file with its ``extends:`` and ``key=value`` words, not yet validated.
+
+    Raises:
+        UserError: unreadable file or malformed word.
+    """
     file = find_config(path)
     raw = _read_with_parents(file, ())
     _apply_words(raw, overrides)
-    return build(schema, _resolve(raw, file), source=str(path))
+    return _resolve(raw, file)
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:

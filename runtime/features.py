@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,16 +26,29 @@ def evaluation_crop(image: Tensor, resize: int, crop: int) -> Tensor:
 
 def normalise(images: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) -> float32 with ImageNet mean and standard deviation."""
-    mean = torch.tensor(IMAGENET_MEAN, device=images.device).view(3, 1, 1)
-    std = torch.tensor(IMAGENET_STD, device=images.device).view(3, 1, 1)
+    mean, std = _per_channel(IMAGENET_MEAN, images.device), _per_channel(IMAGENET_STD, images.device)
     return (images.float() / 255 - mean) / std
+
+
+def network_output(network: nn.Module, images: Tensor, precision: str = "fp32") -> Any:
+    """What a network returns for uint8 images (N, 3, H, W) on its device: normalised, channels last, ``bf16`` by
+    autocast."""
+    views = normalise(images).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        return network(views)
+
+
+def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """(3, 1, 1), written on the device: a copy from the host would wait for a GPU."""
+    filled = torch.empty(len(values), 1, 1, device=device)
+    for channel, value in zip(filled, values):
+        channel.fill_(value)
+    return filled
 
 
 def pooled_features(backbone: nn.Module, crops: Tensor, precision: str = "fp32") -> Tensor:
     """uint8 crops (N, 3, H, W) on the backbone's device -> (N, C) float32."""
-    images = normalise(crops).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(crops.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return backbone(images).float()
+    return network_output(backbone, crops, precision).float()
 
 
 def l2_normalise(features: Tensor) -> Tensor:

@@ -14,7 +14,9 @@ from .errors import UserError
 from .files import write_text
 from .run import environment
 
-_RESERVED = {"command", "title", "metrics", "baseline", "chance", "per_class", "published", "pictures", "protocol"}
+_RESERVED = {
+    "command", "title", "metrics", "baseline", "chance", "per_class", "published", "pictures", "protocol", "deviation",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,16 @@ class Metric:
     unit: str = "%"
     better: str = "higher"
 
-    def show(self, value: float | None) -> str:
-        """The value as people read it: ``41.8%``, ``0.583 m``, or a dash for a number that is absent."""
+    def show(self, value: float | None, deviation: float | None = None) -> str:
+        """The value as people read it: ``41.8%``, ``0.583 m``, or a dash for a number that is absent.
+
+        With a standard deviation, ``41.8 ± 0.4%`` or ``0.583 ± 0.004 m``.
+        """
         if value is None:
             return "-"
-        return f"{100 * value:.1f}%" if self.unit == "%" else f"{value:.3f} {self.unit}".strip()
+        factor, digits, unit = (100, 1, "%") if self.unit == "%" else (1, 3, f" {self.unit}" if self.unit else "")
+        spread = "" if deviation is None else f" ± {factor * deviation:.{digits}f}"
+        return f"{factor * value:.{digits}f}{spread}{unit}"
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Evaluation:
         published: rows of papers under this protocol.
         pictures: pictures beside results.json.
         protocol: every choice that decides the numbers.
+        deviation: metric key -> standard deviation (n - 1) of ``values`` over several seeds, whose means these are;
+            empty for a single run.
     """
 
     command: str
@@ -97,6 +106,7 @@ class Evaluation:
     published: Sequence[Published] = ()
     pictures: Sequence[Picture] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
+    deviation: Mapping[str, float] = field(default_factory=dict)
 
 
 def write_results(folder: Path, evaluation: Evaluation) -> Path:
@@ -138,6 +148,7 @@ def read_results(path: Path) -> Evaluation:
             published=[Published(**entry) for entry in document["published"]],
             pictures=[Picture(**entry) for entry in document["pictures"]],
             protocol=document["protocol"],
+            deviation=document.get("deviation", {}),  # absent from files of older versions
         )
     except OSError as error:
         raise UserError(f"cannot read '{path}': {error.strerror}; run the evaluation again") from error
@@ -157,7 +168,8 @@ def results_table(evaluation: Evaluation) -> Table:
         rows.append(("chance", evaluation.chance))
     rows += [(f"{row.name} ({row.source})", row.values) for row in evaluation.published]
     for name, values in rows:
-        table.add_row(name, *(metric.show(values.get(metric.key)) for metric in evaluation.metrics))
+        spread = evaluation.deviation if values is evaluation.values else {}
+        table.add_row(name, *(m.show(values.get(m.key), spread.get(m.key)) for m in evaluation.metrics))
     return table
 
 

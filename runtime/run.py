@@ -27,6 +27,8 @@ _OWN_NAMES = (
     "results.json",
     "checkpoints",
     "backbone.safetensors",
+    "model.safetensors",
+    "moments.safetensors",
     "pictures",
     "tensorboard",
     "unreadable_images.txt",
@@ -201,6 +203,15 @@ def environment() -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         versions["commit"] = "unknown"
     return versions
+
+
+def processor() -> str:
+    """The processor's name, for the results of benchmarks."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def _header() -> str:

@@ -1,6 +1,7 @@
 """results.json: written, read back, shown, refused."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -52,6 +53,22 @@ def test_what_was_written_is_read_back(tmp_path, evaluation):
     assert document["miou"] == 0.418  # metric values lie at the top level
     assert document["baseline"]["random"]["rmse"] == 1.2
     assert "torch" in document["environment"]
+
+
+def test_means_over_seeds_have_a_deviation(tmp_path, evaluation):
+    several = replace(evaluation, deviation={"miou": 0.0042, "rmse": 0.0115})
+    assert read_results(write_results(tmp_path, several)) == several
+    rows = [line for line in shown(results_table(several)).splitlines() if line.startswith("│")]
+    assert [cell.strip() for cell in rows[0].strip("│").split("│")] == ["runs/a", "41.8 ± 0.4%", "0.583 ± 0.011 m"]
+    assert "±" not in "".join(rows[1:])  # nobody knows that of the others
+
+
+def test_files_of_versions_without_deviation_are_read(tmp_path, evaluation):
+    path = write_results(tmp_path, evaluation)
+    document = json.loads(path.read_text())
+    del document["deviation"]
+    path.write_text(json.dumps(document))
+    assert read_results(path) == evaluation
 
 
 def test_the_table_has_a_row_a_backbone_and_units(evaluation):
