@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import pickle
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
+
+from polyscene.runtime.transport import by_value, shared_buffer
 
 
 @dataclass
@@ -72,7 +71,7 @@ class ImageBatch:
         # Only the pixels go through shared memory: dozens of small shared tensors a batch would exhaust the limit on
         # open files.
         fields = {name: value for name, value in vars(self).items() if name != "pixels"}
-        return _rebuild, (self.pixels if self.pixels.is_shared() else self.pixels.numpy(), _by_value(fields))
+        return _rebuild, (self.pixels if self.pixels.is_shared() else self.pixels.numpy(), by_value(fields))
 
 
 def pack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,44 +82,8 @@ def pack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """
     sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.int64).reshape(-1, 2)
     flat = [image.permute(1, 2, 0).reshape(-1) for image in images]
-    pixels = _buffer(sum(part.numel() for part in flat))
+    pixels = shared_buffer(sum(part.numel() for part in flat))
     return torch.cat(flat, out=pixels), sizes
-
-
-def _buffer(size: int) -> Tensor:
-    """Uninitialised uint8 memory, which the main process can map if this is a worker and there is room."""
-    worker = get_worker_info()
-    if worker is None or not _fits_shared_memory(size * worker.num_workers):
-        return torch.empty(size, dtype=torch.uint8)
-    # As torch's own collation does: sharing a finished tensor would copy it once more.
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
-
-
-def _fits_shared_memory(size: int) -> bool:
-    """Whether shared memory has room for twice as many bytes.
-
-    Containers often have 64 MB of it, and a process that writes beyond is killed by SIGBUS. Through a pipe a batch
-    takes longer, but arrives.
-    """
-    try:
-        return shutil.disk_usage("/dev/shm").free > 2 * size
-    except OSError:  # other systems keep shared memory elsewhere
-        return True
-
-
-class _ValuePickler(pickle.Pickler):
-    """Writes CPU tensors as numpy arrays."""
-
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is Tensor and value.device.type == "cpu" and value.dtype is not torch.bfloat16:
-            return torch.from_numpy, (value.detach().numpy(),)
-        return NotImplemented
-
-
-def _by_value(value: Any) -> bytes:
-    file = io.BytesIO()
-    _ValuePickler(file, protocol=5).dump(value)
-    return file.getvalue()
 
 
 def _rebuild(pixels: Any, rest: bytes) -> ImageBatch:

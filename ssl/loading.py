@@ -7,51 +7,28 @@ got. Worker processes only read, decode and draw view parameters; pixels are ren
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import UnreadableImage, read_image
+from polyscene.runtime.randomness import uniforms
+from polyscene.runtime.sampling import StepIndices
+from polyscene.runtime.worker_loader import WorkerLoader
 
 from .batches import ImageBatch, pack_images
 from .sources import ImageSource
-from .views.randomness import uniforms
 
 MAX_REPLACEMENTS = 64
 """Other images tried in the place of one that cannot be read."""
 
-# Streams of random numbers; those of the views count from 0, those of the subsets from 1001.
-_ORDER_STREAM, _REPLACEMENT_STREAM = 1101, 1102
+_REPLACEMENT_STREAM = 1102
 
 SampleViews = Callable[[int, Tensor, Tensor], Any]
-
-
-def steps_per_epoch(images: int, batch_size: int) -> int:
-    """Whole batches in one pass over the images; the rest of the images waits for another epoch's order.
-
-    Raises:
-        UserError: not even one batch.
-    """
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: must be at least 1")
-    if images < batch_size:
-        raise UserError(f"{images} images do not fill one batch of {batch_size}; lower batch_size or add images")
-    return images // batch_size
-
-
-def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order in which an epoch visits the images: (count,) int64, a permutation.
-
-    Images are sorted by a hash of (seed, epoch, index), so the order does not hang on a library's shuffling algorithm.
-    """
-    return np.argsort(uniforms(seed, epoch, np.arange(count), _ORDER_STREAM, 1)[:, 0], kind="stable")
 
 
 def image_loader(
@@ -67,12 +44,12 @@ def image_loader(
     sample_views: SampleViews,
     pin_memory: bool = False,
     prefetch: int = 2,
-) -> ImageLoader:
+) -> WorkerLoader[ImageBatch]:
     """Batches of the steps ``start_step`` .. ``end_step - 1`` of a run, for one of its processes.
 
-    Step s is batch ``s % steps_per_epoch`` of epoch ``s // steps_per_epoch``; of every global batch, process r gets the
-    r-th of ``world_size`` equal consecutive parts. Workers live as long as the run, across epochs. A worker prepares
-    whole batches: up to ``workers * prefetch`` raw batches wait in memory (256 images of 640x480: 0.24 GB each).
+    Which images a step sees, `polyscene.runtime.sampling.StepIndices` says. Workers live as long as the run, across
+    epochs. A worker prepares whole batches: up to ``workers * prefetch`` raw batches wait in memory (256 images of
+    640x480: 0.24 GB each).
 
     Args:
         source: the images.
@@ -92,114 +69,25 @@ def image_loader(
         UserError: numbers that make no sense. While iterating: an image and all its replacements are unreadable, or a
             worker process died.
     """
-    for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1), ("start_step", start_step, 0)):
-        if value < least:
-            raise UserError(f"{name}={value}: must be at least {least}")
-    if batch_size % world_size:
-        raise UserError(f"batch_size={batch_size} is not a multiple of {world_size} processes; change one of them")
-    if not 0 <= rank < world_size:
-        raise UserError(f"rank {rank} of {world_size} processes does not exist")
-    steps_per_epoch(len(source), batch_size)
-    dataset = _StepDataset(source, batch_size, rank, world_size, seed, sample_views)
-    loader = DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=range(start_step, max(start_step, end_step)),
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-        prefetch_factor=prefetch if workers else None,
-        worker_init_fn=_start_worker if workers else None,
-        # Without a generator of its own, every new loader would advance torch's global one.
-        generator=torch.Generator().manual_seed(0),
+    indices = StepIndices(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
+    return WorkerLoader(
+        _Batches(source, indices, sample_views),
+        start=start_step,
+        end=end_step,
+        workers=workers,
+        pin_memory=pin_memory,
+        prefetch=prefetch,
     )
-    return ImageLoader(loader)
 
 
-class ImageLoader:
-    """What `image_loader` returns: iterate over it for `ImageBatch`es; its length is the number of steps."""
+class _Batches:
+    """Makes the batch of a step."""
 
-    def __init__(self, loader: DataLoader):
-        self._loader = loader
+    def __init__(self, source: ImageSource, indices: StepIndices, sample_views: SampleViews):
+        self.source, self.indices, self.sample_views = source, indices, sample_views
 
-    def __len__(self) -> int:
-        return len(self._loader)
-
-    def __iter__(self) -> Iterator[ImageBatch]:
-        iterator = self._start()
-        try:
-            for item in iterator:
-                if isinstance(item, _Failure):
-                    raise UserError(item.message)
-                yield item
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            first = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"a process that decodes images died ({first}); mostly memory ran out: lower data.workers or "
-                "batch_size, or ask for more memory"
-            ) from error
-        finally:
-            if hasattr(iterator, "_shutdown_workers"):  # now, not when the last traceback is forgotten
-                iterator._shutdown_workers()
-
-    def _start(self) -> Iterator[ImageBatch | _Failure]:
-        # torch's handler of SIGCHLD raises the death of a worker in the middle of whatever the main process does just
-        # then. The iterator also looks after its workers whenever it waits for a batch, where the error can be caught.
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        before = signal.getsignal(signal.SIGCHLD) if in_main_thread and hasattr(signal, "SIGCHLD") else None
-        iterator = iter(self._loader)
-        if before is not None:
-            # Another loader may have installed torch's handler earlier; it stays for good, so it is taken out here.
-            torchs = getattr(before, "__module__", "") == "torch.utils.data._utils.signal_handling"
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL if torchs else before)
-        return iterator
-
-
-class _Failure:
-    """A `UserError` on its way out of a worker, which would wrap the exception itself into its traceback."""
-
-    def __init__(self, message: str):
-        self.message = message
-
-    def pin_memory(self) -> _Failure:
-        return self
-
-
-class _StepDataset(Dataset):
-    """Item s is the batch of step s."""
-
-    def __init__(
-        self,
-        source: ImageSource,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-        seed: int,
-        sample_views: SampleViews,
-    ):
-        self.source = source
-        self.batch_size = batch_size
-        self.rank = rank
-        self.local_size = batch_size // world_size
-        self.seed = seed
-        self.sample_views = sample_views
-        self._epoch = -1
-        self._order = np.zeros(0, dtype=np.int64)
-
-    def __getitem__(self, step: int) -> ImageBatch | _Failure:
-        try:
-            return self._batch(step)
-        except UserError as error:
-            return _Failure(str(error))
-
-    def _batch(self, step: int) -> ImageBatch:
-        epoch, place = divmod(step, len(self.source) // self.batch_size)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.seed, epoch, len(self.source))
-        start = place * self.batch_size + self.rank * self.local_size
-        indices = self._order[start : start + self.local_size]
+    def __call__(self, step: int) -> ImageBatch:
+        epoch, indices = self.indices(step)
         images, shown, unreadable = [], [], {}
         for index in indices.tolist():
             image, found = self._read_or_replace(index, unreadable)
@@ -225,13 +113,13 @@ class _StepDataset(Dataset):
 
         What cannot be read is added to ``unreadable``.
         """
-        for candidate in _candidates(self.seed, index, len(self.source)):
+        for candidate in _candidates(self.indices.seed, index, len(self.source)):
             try:
                 return read_image(self.source.path(candidate)), candidate
             except UnreadableImage as error:
                 unreadable[candidate] = f"{_one_field(self.source.name(candidate))}\t{_one_field(error.reason)}"
         name, reason = unreadable[index].split("\t")
-        tried = len(set(_candidates(self.seed, index, len(self.source))))
+        tried = len(set(_candidates(self.indices.seed, index, len(self.source))))
         raise UserError(
             f"'{name}' in '{self.source.root}' cannot be read ({reason}), and neither can any of {tried - 1} others "
             "tried in its place; repair or remove such images, or check that the disk is there"
@@ -248,29 +136,6 @@ def _candidates(seed: int, index: int, count: int) -> Iterator[int]:
 
 def _one_field(text: str) -> str:
     return " ".join(text.split())
-
-
-def _unchanged(item: Any) -> Any:
-    return item
-
-
-def _start_worker(worker: int) -> None:
-    # Signals that ask a run to stop reach all its processes; the main one finishes its step, for which it still needs
-    # the workers. They leave when it does.
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_obey_parent_only, daemon=True).start()
-    torch.set_num_threads(1)
-
-
-def _obey_parent_only() -> None:
-    # Python ends its remaining children with SIGTERM and waits for them: ignored altogether, both would wait for ever.
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
 
 
 class UnreadableLog:

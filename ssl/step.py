@@ -8,13 +8,15 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from polyscene.runtime.batch_norm import synchronise
+from polyscene.runtime.data_parallel import data_parallel
 from polyscene.runtime.distributed import World
+from polyscene.runtime.finite import FiniteCheck
 
 from .moco.losses import ContrastiveLosses, contrastive_losses
 from .moco.model import MoCo, MultiViewEncoder
-from .moco.normalization import NormPlan, synchronise
+from .moco.normalization import NormPlan
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,9 @@ class StepRunner:
             synchronise(model, world.device)
         query: nn.Module = torch.compile(model.query) if compile else model.query
         self._key: nn.Module = torch.compile(model.key) if compile else model.key
-        self._query: nn.Module = MultiViewEncoder(query, norm.group)
-        if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
-            self._query = DistributedDataParallel(
-                self._query, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+        self._query = data_parallel(MultiViewEncoder(query, norm.group), world)
         self.on_nonfinite: Callable[[int, Tensor], None] = _raise_nonfinite
-        self._finite = _FiniteCheck(world, lambda step, loss: self.on_nonfinite(step, loss))
+        self._finite = FiniteCheck(world, lambda step, loss: self.on_nonfinite(step, loss))
 
     def step(
         self, views: Sequence[Tensor], *, step: int, learning_rate: float, labels: Tensor | None = None
@@ -191,31 +188,3 @@ class StepRunner:
 
 def _raise_nonfinite(step: int, loss: Tensor) -> None:
     raise FloatingPointError(f"loss is {loss.item()} at step {step}")
-
-
-class _FiniteCheck:
-    """Looks at every step's loss without making a GPU wait: there, at the loss of the step before."""
-
-    def __init__(self, world: World, report: Callable[[int, Tensor], None]):
-        self._world, self._report = world, report
-        self._pending: tuple[int, Tensor, torch.cuda.Event] | None = None
-
-    def check(self, loss: Tensor, step: int) -> None:
-        if loss.device.type != "cuda":
-            if self._world.maximum(int(not torch.isfinite(loss))):
-                self._report(step, loss)
-            return
-        self.settle()
-        copy = torch.empty((), dtype=loss.dtype, pin_memory=True)
-        copy.copy_(loss.detach(), non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        self._pending = (step, copy, event)
-
-    def settle(self) -> None:
-        if self._pending is None:
-            return
-        (step, copy, event), self._pending = self._pending, None
-        event.synchronize()
-        if self._world.maximum(int(not torch.isfinite(copy))):
-            self._report(step, copy)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from polyscene.runtime.errors import UserError
-
-from .views.randomness import uniforms
+from polyscene.runtime.randomness import uniforms
 
 PARETO_POWER = 6.0
 """Power of the class sizes of ImageNet-LT (Liu et al., "Large-scale long-tailed recognition in an open world",

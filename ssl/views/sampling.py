@@ -4,11 +4,11 @@ import numpy as np
 import torch
 
 from polyscene.runtime.errors import UserError
+from polyscene.runtime.randomness import uniforms
 
 from .autoaugment import sample_policy
 from .crops import NUMBERS_PER_TRY, TRIES, capped_pairs, constrained_crops, inside_crops, random_resized_crops
 from .photometric import NUMBERS_PER_VIEW, sample_standard
-from .randomness import uniforms
 from .spec import ANCHOR, ViewParameters, ViewSpec
 
 FLIP_PROBABILITY = 0.5

@@ -12,10 +12,11 @@ from tiny import alone, make_model, make_runner
 from polyscene.runtime.checkpoint import list_checkpoints
 from polyscene.runtime.preemption import StopRequest
 from polyscene.runtime.run import RunDirectory
+from polyscene.runtime.training_state import resume
 from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.loading import image_loader
 from polyscene.ssl.sources import open_source
-from polyscene.ssl.state import TrainingState, averaged_backbone, resume
+from polyscene.ssl.state import TrainingState, averaged_backbone
 from polyscene.ssl.views.crops import CropGroup
 from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec

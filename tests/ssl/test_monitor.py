@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from polyscene.ssl.monitor import WindowMean, effective_rank, embedding_std, neighbour_label_share
+from polyscene.ssl.monitor import effective_rank, embedding_std, neighbour_label_share
 
 
 def test_embedding_std_is_zero_when_collapsed_and_one_when_spread():
@@ -34,14 +34,3 @@ def test_neighbour_label_share_counts_written_slots():
     assert float(neighbour_label_share(neighbours, torch.tensor([0, 1]), queue_labels)) == pytest.approx(2 / 3)
     nothing = neighbour_label_share(torch.tensor([[[3]]]), torch.tensor([0]), queue_labels)
     assert math.isnan(float(nothing))
-
-
-def test_window_mean_restarts():
-    window = WindowMean()
-    window.add(torch.tensor([1.0, 2.0]))
-    window.add(torch.tensor([3.0, 6.0]))
-    assert window.take().tolist() == [2.0, 4.0]
-    window.add(torch.tensor([5.0, 5.0]))
-    assert window.take().tolist() == [5.0, 5.0]
-    with pytest.raises(ValueError, match="no values"):
-        window.take()

@@ -1,18 +1,10 @@
-"""BatchNorm groups, key permutation and synchronised statistics."""
+"""BatchNorm groups and key permutation."""
 
 import pytest
 import torch
-from torch import nn
 
 from polyscene.runtime.errors import UserError
-from polyscene.ssl.moco.normalization import (
-    HostSyncBatchNorm2d,
-    key_permutation,
-    load_running_statistics,
-    plan_normalization,
-    running_statistics,
-    synchronise,
-)
+from polyscene.ssl.moco.normalization import key_permutation, plan_normalization
 
 
 @pytest.mark.parametrize(
@@ -54,24 +46,3 @@ def test_key_permutation_is_a_function_of_seed_and_step():
     assert torch.equal(first, key_permutation(64, 3, 10))
     assert not torch.equal(first, key_permutation(64, 3, 11))
     assert not torch.equal(first, key_permutation(64, 4, 10))
-
-
-def test_running_statistics_round_trip():
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(2)))
-    flat = torch.arange(12.0)
-    load_running_statistics(module, flat)
-    assert torch.equal(running_statistics(module), flat)
-    assert module[1].running_var.tolist() == [4, 5, 6, 7]
-    assert module[2][0].running_mean.tolist() == [8, 9]
-
-
-def test_synchronise_keeps_parameters_and_keys():
-    torch.manual_seed(0)
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.BatchNorm2d(4), nn.ReLU()))
-    before = {k: v.clone() for k, v in module.state_dict().items()}
-    parameters = list(module.parameters())
-    synchronise(module, torch.device("cpu"))
-    assert isinstance(module[1][0], HostSyncBatchNorm2d)
-    assert all(torch.equal(before[k], v) for k, v in module.state_dict().items())
-    assert before.keys() == module.state_dict().keys()
-    assert all(a is b for a, b in zip(parameters, module.parameters())), "an optimiser would lose them"
