@@ -55,6 +55,7 @@ def measure(options: argparse.Namespace) -> dict:
     import numpy as np
 
     from polyscene.downstream.segments.search import most_similar, nearest_regions
+    from polyscene.runtime.run import processor
 
     faiss.omp_set_num_threads(options.threads)
     generator = np.random.default_rng(options.seed)
@@ -123,15 +124,6 @@ def peak_gb() -> float:
     """Largest resident memory of this process so far, in GB (2^30 bytes)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if platform.system() == "Darwin" else 2**20)
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from polyscene.runtime.features import normalise
+from polyscene.runtime.features import network_output
 
 from .data import LabelScheme, Pairs
 from .loading import batches
@@ -57,9 +57,7 @@ def dense_features(network: nn.Module, images: Tensor, *, device: torch.device, 
     Returns:
         (N, h, w, D) float32, contiguous, on the CPU.
     """
-    views = normalise(images.to(device, non_blocking=True)).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        cells = network(views)[-1]
+    cells = network_output(network, images.to(device, non_blocking=True), precision)[-1]
     return F.normalize(cells.float(), dim=1).permute(0, 2, 3, 1).contiguous().cpu()
 
 

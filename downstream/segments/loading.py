@@ -8,17 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as T
 
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import read_image
+from polyscene.runtime.png import read_numbers
 
 from .data import LabelScheme, Pairs
 
-_INTEGER_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
 _HIGHEST = 65535
 
 
@@ -36,7 +35,7 @@ def read_labels(path: Path, scheme: LabelScheme) -> np.ndarray:
     Raises:
         UserError: not readable; colours instead of numbers; a value that is neither a class nor void.
     """
-    values = _read_integers(path, "label map")
+    values = read_numbers(path).astype(np.int64)
     table = np.full(_HIGHEST + 2, -1)
     table[: scheme.count] = np.arange(scheme.count)
     table[list(scheme.ignore)] = scheme.count
@@ -57,7 +56,7 @@ def read_salient(path: Path) -> np.ndarray:
     Raises:
         UserError: not readable, or colours instead of grey values.
     """
-    values = _read_integers(path, "saliency map")
+    values = read_numbers(path, "saliency map")
     return values > (127 if values.max() > 1 else 0)  # masks of 0 and 1 are taken as they are
 
 
@@ -117,25 +116,6 @@ class _Decoded(Dataset):
         # int16 halves what travels between the processes.
         small = resize_nearest(labels, self.size).astype(np.int16)
         return resized, torch.from_numpy(small), torch.from_numpy(salient)
-
-
-def _read_integers(path: Path, what: str) -> np.ndarray:
-    """(H, W) int64 values of a one-channel PNG as they are stored."""
-    try:
-        with Image.open(path, formats=("PNG",)) as file:
-            if file.mode not in _INTEGER_MODES:
-                raise UserError(
-                    f"{what} '{path}' holds colours (mode {file.mode}); store one number per pixel (mode L or P)"
-                )
-            values = np.asarray(file)
-    except UserError:
-        raise
-    except Image.UnidentifiedImageError:
-        raise UserError(f"{what} '{path}' is not a PNG file; store it as PNG") from None
-    except Exception as error:  # Pillow raises nearly every built-in exception for some broken file
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"cannot read {what} '{path}': {reason}; restore the file") from error
-    return values.astype(np.int64)
 
 
 def _check_size(values: np.ndarray, image: Tensor, path: Path, image_path: Path) -> None:

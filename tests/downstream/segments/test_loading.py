@@ -45,7 +45,7 @@ def test_bad_label_files(tmp_path):
         read_labels(tmp_path / "t.png", SCHEME)
     whole = save(tmp_path / "r.png", np.random.default_rng(0).integers(0, 3, (64, 64), dtype=np.uint8)).read_bytes()
     (tmp_path / "r.png").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"cannot read label map '.*r.png'"):
+    with pytest.raises(UserError, match=r"cannot read the PNG '.*r.png'"):
         read_labels(tmp_path / "r.png", SCHEME)
 
 
