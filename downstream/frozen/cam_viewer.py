@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyscene.downstream.backbones import FeatureMaps, feature_maps
-from polyscene.runtime.features import normalise
+from polyscene.runtime.features import network_output
 from polyscene.runtime.weights import BackboneWeights
 
 from .cam import (
@@ -79,9 +79,7 @@ class Viewer:
     @torch.no_grad()
     def features(self, view: Tensor) -> Tensor:
         """uint8 (3, H, W) -> last map (C, h, w) float32 on the device."""
-        images = normalise(view.to(self.device)[None]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.network(images)[-1][0].float()
+        return network_output(self.network, view.to(self.device)[None], self.precision)[-1][0].float()
 
     def study(self, view: Tensor) -> None:
         """Let the principal component see a photo; only needed without a head."""

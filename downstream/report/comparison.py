@@ -153,8 +153,10 @@ def _row(
     values: Mapping[Metric, float | None],
     metrics: Sequence[Metric],
     run: EvaluationRun | None = None,
+    spread: Mapping[Metric, float | None] | None = None,
 ) -> Row:
-    cells = [Cell(show_value(metric, values.get(metric)), values.get(metric)) for metric in metrics]
+    spread = spread or {}
+    cells = [Cell(show_value(m, values.get(m), spread.get(m)), values.get(m)) for m in metrics]
     return Row(kind, name, note, run, cells)
 
 
@@ -163,14 +165,15 @@ def _of_metrics(evaluation: Evaluation, values: Mapping[str, float | None]) -> d
     return {metric: values.get(metric.key) for metric in evaluation.metrics}
 
 
-def show_value(metric: Metric, value: float | None) -> str:
+def show_value(metric: Metric, value: float | None, deviation: float | None = None) -> str:
     """The value as people read it, with a true minus sign; a dash for a number that is absent."""
-    return "–" if value is None else metric.show(value).replace("-", "−")
+    return "–" if value is None else metric.show(value, deviation).replace("-", "−")
 
 
 def _measured(run: EvaluationRun, metrics: Sequence[Metric]) -> Row:
     evaluation = run.evaluation
-    row = _row("measured", evaluation.subject, run.name, _of_metrics(evaluation, evaluation.values), metrics, run)
+    values, spread = (_of_metrics(evaluation, table) for table in (evaluation.values, evaluation.deviation))
+    row = _row("measured", evaluation.subject, run.name, values, metrics, run, spread)
     base = next(iter(evaluation.baseline.values()), None)
     if not evaluation.metrics or base is None:
         return row

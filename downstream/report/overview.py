@@ -17,6 +17,8 @@ COMMANDS = {
     "retrieve": "Segment retrieval",
     "propagate": "Video label propagation",
     "cam": "Class activation maps",
+    "multitask": "Multi-task transfer",
+    "analyse": "Analyses of multi-task models",
 }
 """Command -> what it measures, for headings."""
 
@@ -64,9 +66,8 @@ def overview_row(run: PretrainRun | EvaluationRun) -> OverviewRow:
     value = evaluation.values[main.key]
     base = next(iter(evaluation.baseline.values()), {}).get(main.key)
     text, better = show_difference(main, value, base)
-    return OverviewRow(
-        run.name, what, run.state, when, label_of(main), show_value(main, value), show_value(main, base), text, better
-    )
+    shown = show_value(main, value, evaluation.deviation.get(main.key))
+    return OverviewRow(run.name, what, run.state, when, label_of(main), shown, show_value(main, base), text, better)
 
 
 def label_of(metric: Metric) -> str:

@@ -14,9 +14,12 @@ from polyscene.runtime.results import Evaluation
 _IGNORED = {
     "weights", "out", "overwrite", "baseline", "arch", "device", "workers", "cache", "batch_size", "compare",
     "picture_rows", "pictures", "colours", "alpha", "rows",
+    "model_kind", "model_metadata", "resources", "seeds", "single",
 }  # fmt: skip
 # Differences that are told but do not forbid a comparison.
 _MINOR = {"seed", "precision"}
+_TRAINING = "config"
+"""Where a protocol says how the model was trained before it was measured: a difference of that kind, too."""
 _SUBJECTS = {"weights", "random", "compare"}
 
 
@@ -27,7 +30,7 @@ def decisive(protocol: Mapping[str, Any]) -> dict[str, str]:
 
 
 def incidental(protocol: Mapping[str, Any]) -> dict[str, str]:
-    """Values that differ harmlessly but are worth a word: seed, precision, and where the data lay."""
+    """Values that differ harmlessly but are worth a word: seed, precision, training, and where the data lay."""
     return {key: text for key, text, path in _values(protocol) if path or _is_minor(key)}
 
 
@@ -51,7 +54,7 @@ def protocol_name(evaluation: Evaluation) -> str:
 
 
 def _is_minor(key: str) -> bool:
-    return key.rpartition(".")[2] in _MINOR
+    return key.rpartition(".")[2] in _MINOR or key.startswith(f"{_TRAINING}.")
 
 
 def _is_path(value: Any) -> bool:
@@ -66,7 +69,8 @@ def _values(protocol: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
     found = []
     for key, value in flatten(protocol):
         parts = key.split(".")
-        if parts[0] in _IGNORED or _SUBJECTS & set(parts):
+        ignored = parts[0] in _IGNORED or (parts[0] == _TRAINING and parts[-1] in _IGNORED)
+        if ignored or _SUBJECTS & set(parts):
             continue
         path = any(map(_is_path, value if isinstance(value, list) else [value]))
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -80,7 +84,7 @@ def is_sound(evaluation: Evaluation) -> bool:
     texts += [text for metric in evaluation.metrics for text in (metric.key, metric.label, metric.unit)]
     texts += [text for row in evaluation.published for text in (row.name, row.source)]
     texts += [text for picture in evaluation.pictures for text in (picture.file, picture.caption)]
-    tables = [evaluation.values, evaluation.chance, *(row.values for row in evaluation.published)]
+    tables = [evaluation.values, evaluation.chance, evaluation.deviation, *(row.values for row in evaluation.published)]
     nested = [evaluation.baseline, *_items(evaluation.per_class)]
     tables += [table for tables_of_one in nested for table in _items(tables_of_one)]
     return (

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from polyscene.downstream.backbones import FeatureMaps
 from polyscene.runtime.errors import UserError
-from polyscene.runtime.features import normalise
+from polyscene.runtime.features import network_output
 from polyscene.runtime.images import read_image
 
 from .propagation import hard_labels, propagate_video, soft_labels
@@ -115,9 +115,7 @@ def frame_features(
 @torch.no_grad()
 def _features(network: FeatureMaps, images: Tensor, precision: str) -> Tensor:
     """(N, 3, H, W) uint8 -> (N, h, w, C)."""
-    pixels = normalise(images).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        (maps,) = network(pixels)
+    (maps,) = network_output(network, images, precision)
     return F.normalize(maps.float().permute(0, 2, 3, 1), dim=-1).contiguous()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.files import atomic_writer
 from polyscene.runtime.images import MAX_PIXELS
+from polyscene.runtime.png import NUMBER_MODES
 
 VOID = 255
 MAX_OBJECTS = 64
@@ -97,7 +98,7 @@ def read_mask(path: Path) -> Mask:
                 image.load()
                 if image.mode == "LA":
                     image = image.convert("L")
-                elif image.mode not in ("1", "L", "P", "I", "I;16", "I;16B", "I;16L"):
+                elif image.mode not in NUMBER_MODES:
                     image = image.convert("RGB")
                 values = np.asarray(image)
     except UserError:

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from polyscene.runtime.errors import UserError
-from polyscene.runtime.images import MAX_PIXELS
-
-_NUMBER_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B")
 
 
 def read_list(path: Path) -> tuple[str, ...]:
@@ -32,46 +27,6 @@ def read_list(path: Path) -> tuple[str, ...]:
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise UserError(f"the list '{path}' names '{twice}' more than once; remove one")
     return names
-
-
-def read_numbers(path: Path) -> np.ndarray:
-    """The stored numbers of a grey or palette PNG, palette indices not expanded: (H, W) integers.
-
-    Raises:
-        UserError: not a readable PNG, or colours instead of numbers.
-    """
-    values, mode = _open_png(path, None)
-    if mode not in _NUMBER_MODES:
-        raise UserError(f"label map '{path}' holds colours (mode {mode}); store class numbers (grey or palette PNG)")
-    return values
-
-
-def read_grey(path: Path) -> np.ndarray:
-    """The brightness of a PNG: (H, W) uint8; a palette is applied, 16 bits keep the high byte.
-
-    Raises:
-        UserError: not a readable PNG.
-    """
-    values, mode = _open_png(path, "L")
-    if mode.startswith("I"):
-        return (values >> 8).astype(np.uint8)
-    return values
-
-
-def _open_png(path: Path, convert: str | None) -> tuple[np.ndarray, str]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG",)) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise UserError(f"'{path}': {image.width} x {image.height} pixels, more than are decoded")
-                mode = image.mode
-                values = np.array(image.convert(convert) if convert and not mode.startswith("I") else image)
-    except UserError:
-        raise
-    except Exception as error:  # Pillow raises nearly every built-in exception for some broken file
-        raise UserError(f"cannot read the PNG '{path}': {_reason(error)}") from error
-    return values, mode
 
 
 def read_mat(path: Path, key: str) -> np.ndarray:

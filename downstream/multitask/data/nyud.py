@@ -22,10 +22,11 @@ import torch
 
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import read_image
+from polyscene.runtime.png import read_grey, read_numbers
 
 from ..tasks import depth, edges, normals, segmentation
 from ..tasks.spec import Target, TaskSpec
-from .files import as_map, read_grey, read_list, read_mat, read_npy, read_numbers
+from .files import as_map, read_list, read_mat, read_npy
 from .records import DenseImages, TargetFiles, find_root
 from .targets import classes_target, depth_target, normals_from_bytes, normals_target, share_target
 

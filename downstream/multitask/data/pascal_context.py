@@ -12,11 +12,12 @@ import torch
 from polyscene.downstream.scenes.classes import VOC_NAMES
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import read_image
+from polyscene.runtime.png import read_grey, read_numbers
 
 from ..tasks import edges, normals, parts, saliency, segmentation
 from ..tasks.spec import Target, TaskSpec
 from .context_classes import NORMALS_CLASSES
-from .files import as_map, read_grey, read_list, read_mat, read_numbers
+from .files import as_map, read_list, read_mat
 from .records import DenseImages, TargetFiles, find_root
 from .targets import classes_target, normals_from_bytes, normals_target, share_target
 

@@ -112,6 +112,7 @@ class DenseImages:
         pattern: path of an image below ``root``, with ``{name}``.
         tasks: task name -> what the task is in this data set.
         sources: task name -> where its targets come from; the same keys.
+        other_patterns: more places where an image may lie.
     """
 
     title: str
@@ -121,13 +122,18 @@ class DenseImages:
     pattern: str
     tasks: Mapping[str, TaskSpec]
     sources: Mapping[str, TargetSource]
+    other_patterns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
 
     def image_path(self, index: int) -> Path:
-        """File of an image."""
-        return self.root / self.pattern.format(name=self.names[index])
+        """File of an image; of several places where it may lie, the first if it is in none."""
+        name = self.names[index]
+        paths = [self.root / pattern.format(name=name) for pattern in (self.pattern, *self.other_patterns)]
+        if len(paths) == 1:
+            return paths[0]
+        return next((path for path in paths if path.is_file()), paths[0])
 
     def read(self, index: int) -> Sample:
         """Read one image and all its targets.

@@ -68,13 +68,16 @@ class ParallelAdapter(TaskModule):
         same = tuple(d * (k - 1) // 2 for d, k in zip(convolution.dilation, convolution.kernel_size))
         if convolution.padding != same:
             raise ValueError("a parallel adapter needs a convolution that is padded to the size of its input")
-        super().__init__(_zero_convolution(convolution.in_channels, convolution.out_channels, convolution.stride))
+        super().__init__(_zero_convolution(convolution.in_channels, convolution.out_channels))
         _take_bank(self, convolution)
 
     def forward(self, x: Tensor, task: str) -> Tensor:
         """(N, C_in, H, W) -> (N, C_out, H', W')."""
         response = F.conv2d(x, self.bank.detach(), None, self.stride, self.padding, self.dilation)
-        return response + self.tasks[task](x)
+        # Every n-th cell first, then a plain 1x1: oneDNN crashes in the weight gradient of a strided 1x1 convolution of
+        # few channels, such as the stem's (torch 2.15 on a CPU with AVX-512).
+        vertical, horizontal = self.stride
+        return response + self.tasks[task](x[:, :, ::vertical, ::horizontal])
 
     def merged(self, task: str) -> tuple[Tensor, None]:
         """The same map as one convolution: the adapter is added to the filters' centre. Float64, no bias."""
@@ -171,7 +174,7 @@ def _take_bank(module: TaskModule, convolution: nn.Conv2d) -> None:
     module.dilation, module.groups = convolution.dilation, 1
 
 
-def _zero_convolution(inputs: int, outputs: int, stride: int | tuple[int, ...] = 1) -> nn.Conv2d:
-    convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+def _zero_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    convolution = nn.Conv2d(inputs, outputs, 1, bias=False)
     nn.init.zeros_(convolution.weight)
     return convolution

@@ -15,7 +15,7 @@ from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import BackboneWeights
 
 from .pairs import Pair, convolution_pairs
-from .per_task import TaskModule
+from .per_task import TaskModule, check_new_task
 
 # What timm's blocks run before the shortcut is added, and the activation after it.
 _BLOCKS = {
@@ -99,10 +99,7 @@ class TaskEncoder(nn.Module):
         Raises:
             UserError: the name is taken or cannot be used, or there is no task ``copy_from``.
         """
-        if not task.isidentifier() or hasattr(nn.ModuleDict, task):
-            raise UserError(f"'{task}' cannot be the name of a task; use letters, digits and _")
-        if task in self._tasks:
-            raise UserError(f"task '{task}' is already in this model; choose another name or remove it first")
+        check_new_task(task, self._tasks)
         if copy_from is not None:
             self._check_present(copy_from)
         for module in self._task_modules():

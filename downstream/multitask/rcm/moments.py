@@ -20,6 +20,10 @@ from .pairs import convolution_pairs
 _CHUNK = 1 << 20  # values converted to float64 at a time
 
 
+class NoImages(UserError):
+    """There was nothing to measure on."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Sums over positions of the responses ``y`` (C) of a convolution, before BatchNorm.
@@ -76,7 +80,8 @@ def response_moments(
         Name of the convolution -> moments, on the CPU, the same on every rank.
 
     Raises:
-        UserError: no images, responses that are not finite, or a network of another kind.
+        NoImages: on no rank.
+        UserError: responses that are not finite, or a network of another kind.
         ValueError: an unknown name.
     """
     known = [pair.convolution for pair in convolution_pairs(body)]
@@ -102,7 +107,7 @@ def response_moments(
         moments = {name: each.reduce(world) for name, each in moments.items()}
     for name, each in moments.items():
         if each.count == 0:
-            raise UserError("no images to measure responses on; name a folder or list with at least one image")
+            raise NoImages("no images to measure responses on; name a folder or list with at least one image")
         if not each.products.isfinite().all():
             raise UserError(f"the responses of {name} are not finite; the weights or images hold NaN or infinity")
     return moments
@@ -131,12 +136,13 @@ class _Observer:
         if self.from_inputs:
             vertical, horizontal = self.convolution.stride
             values = inputs[0][:, :, ::vertical, ::horizontal]
-        per_image = values[0].numel()
-        for chunk in values.split(max(1, _CHUNK // per_image)):
-            flat = chunk.transpose(0, 1).flatten(1).double()
-            self.count += flat.shape[1]
-            self.total += flat.sum(1)
-            self.products.addmm_(flat, flat.T)
+        # A view, without copying, where the network runs channels last.
+        positions = values.permute(0, 2, 3, 1).reshape(-1, values.shape[1])
+        for chunk in positions.split(max(1, _CHUNK // values.shape[1])):
+            chunk = chunk.double()
+            self.count += len(chunk)
+            self.total += chunk.sum(0)
+            self.products.addmm_(chunk.T, chunk)
 
     def moments(self) -> Moments:
         total, products = self.total, self.products

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Container
 
 from torch import Tensor, nn
+
+from polyscene.runtime.errors import UserError
+
+
+def check_new_task(task: str, present: Container[str]) -> None:
+    """Refuse a name that cannot be a part of state dict keys, or is among those present.
+
+    Raises:
+        UserError: the name is taken or cannot be used.
+    """
+    if not task.isidentifier() or hasattr(nn.ModuleDict, task):
+        raise UserError(f"'{task}' cannot be the name of a task; use letters, digits and _")
+    if task in present:
+        raise UserError(f"task '{task}' is already in this model; choose another name or remove it first")
 
 
 class TaskModule(nn.Module):

@@ -78,13 +78,17 @@ def load_tasks(encoder: TaskEncoder, state: Mapping[str, Tensor]) -> None:
     for task in tasks_in(state):
         if task not in encoder.tasks:
             encoder.add_task(task)
-    wanted = encoder.state_dict()
-    if different := [key for key in wanted.keys() | state.keys() if _shape(wanted, key) != _shape(state, key)]:
+    if different := state_difference(encoder.state_dict(), state):
         raise UserError(
             f"these weights do not fit the model ({len(different)} tensors are missing, unexpected or of another "
-            f"shape, first: {min(different)}); build it with the options it was trained with"
+            f"shape, first: {different[0]}); build it with the options it was trained with"
         )
     encoder.load_state_dict(state)
+
+
+def state_difference(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """Keys that only one of two state dicts has, or whose shapes or types differ, in alphabetical order."""
+    return sorted(key for key in wanted.keys() | found.keys() if _form(wanted, key) != _form(found, key))
 
 
 def _differences(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> list[str]:
@@ -100,5 +104,5 @@ def _differences(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> lis
     ]
 
 
-def _shape(state: Mapping[str, Tensor], key: str) -> tuple[int, ...] | None:
-    return tuple(state[key].shape) if key in state else None
+def _form(state: Mapping[str, Tensor], key: str) -> tuple[tuple[int, ...], torch.dtype] | None:
+    return (tuple(state[key].shape), state[key].dtype) if key in state else None

@@ -3,6 +3,7 @@
 import pytest
 
 from polyscene.downstream.report.comparison import group_evaluations, show_difference
+from polyscene.downstream.report.overview import overview_row
 from polyscene.downstream.report.per_class import class_tables
 from polyscene.downstream.report.protocols import decisive, incidental
 from polyscene.downstream.report.runs import find_runs
@@ -37,6 +38,16 @@ def test_one_table_with_measured_random_chance_and_published_rows(tmp_path, eval
     assert [row.difference for row in block.rows[:2]] == ["+30.8 points", "+19.0 points"]
     assert (block.rows[4].name, block.rows[4].note) == ("MoCo", "thesis table 7.6")
     assert (group.differing, group.minor) == ([], [])
+
+
+def test_means_over_seeds_show_their_deviation(tmp_path, evaluation_run):
+    evaluation_run(tmp_path / "a", miou=0.418, deviation={"miou_all": 0.0061, "rmse": 0.02})
+    evaluation_run(tmp_path / "b", miou=0.3)
+    (group,) = groups(tmp_path)
+    rows = [[cell.text for cell in row.cells] for row in group.blocks[0].rows]
+    assert rows[:3] == [["41.8 ± 0.6%", "0.500 ± 0.020 m"], ["30.0%", "0.500 m"], ["11.0%", "1.250 m"]]
+    assert group.blocks[0].rows[0].cells[0].value == 0.418  # still what is compared
+    assert overview_row(group.runs[0]).value == "41.8 ± 0.6%"
 
 
 def test_best_is_the_highest_or_lowest_of_what_was_measured(tmp_path, evaluation_run):

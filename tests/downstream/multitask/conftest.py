@@ -1,4 +1,4 @@
-"""Small images and ResNets whose BatchNorms are not trivial, for all tests of RCM."""
+"""Small images and ResNets whose BatchNorms are not trivial, for all tests of models."""
 
 import pytest
 import timm
@@ -106,5 +106,31 @@ def perturb():
                 buffer += 0.1 * torch.randn(buffer.shape, generator=generator)
             elif f"tasks.{task}." in name and name.endswith("running_var"):
                 buffer *= 1.3
+
+    return change
+
+
+@pytest.fixture(scope="session")
+def disturb():
+    """A function that changes all parameters and statistics of a task, in encoder and head, as training would."""
+
+    @torch.no_grad()
+    def change(model, task, seed=3):
+        generator = torch.Generator().manual_seed(seed)
+
+        def noise(like):
+            return torch.randn(like.shape, generator=generator)
+
+        for parameter in model.task_parameters(task):
+            spread = parameter.std() if parameter.numel() > 1 and parameter.std() > 0 else torch.tensor(0.1)
+            parameter += 0.2 * spread * noise(parameter)
+        for name, buffer in model.named_buffers():
+            if f"tasks.{task}." in name and name.endswith("running_mean"):
+                buffer += 0.1 * noise(buffer)
+            elif f"tasks.{task}." in name and name.endswith("running_var"):
+                buffer *= 1 + 0.5 * torch.rand(buffer.shape, generator=generator)
+        head = model.heads.tasks[task]
+        head.prediction.weight.mul_(8)  # outputs of order 1
+        head.prediction.bias.add_(0.5 * noise(head.prediction.bias))
 
     return change
