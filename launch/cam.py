@@ -23,6 +23,7 @@ from polyscene.ssl.sources import open_source
 
 from .cam_config import CamConfig
 from .evaluation import Subject, finish_evaluation, open_evaluation, open_subjects
+from .limits import check_at_least
 
 
 def cam(config: CamConfig) -> int:
@@ -71,9 +72,7 @@ def cam(config: CamConfig) -> int:
 
 
 def _check(config: CamConfig) -> None:
-    for key, value in (("count", config.count), ("rows", config.rows)):
-        if value < 1:
-            raise UserError(f"{key}={value} is too small; it must be at least 1")
+    check_at_least([("count", config.count, 1), ("rows", config.rows, 1)])
     for key, value in (("resize", config.resize), ("crop", config.crop)):
         if value is not None and value < 32:
             raise UserError(f"{key}={value} is too small for a backbone; it must be at least 32")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from polyscene.runtime.config import describe, load_config, to_yaml
+from polyscene.runtime.config import config_values, describe, load_config, to_yaml
 from polyscene.runtime.errors import UserError
 
+from .analyse_config import FeaturesConfig, GradientsConfig, ParametersConfig
 from .cam_config import CamConfig
+from .multitask_config import MultitaskConfig
+from .multitask_config import check_values as check_multitask_values
+from .predict_config import PredictConfig
 from .pretrain_config import PretrainConfig, check_values
 from .probe_config import ProbeConfig
 from .propagate_config import PropagateConfig
@@ -30,17 +35,47 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+tasks_app = typer.Typer(
+    name="tasks",
+    help="List, merge and remove the tasks of finished multi-task models.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(tasks_app)
+analyse_app = typer.Typer(
+    name="analyse",
+    help="Look into trained multi-task models: the figures of the RCM paper.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(analyse_app)
+
 ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or a shipped name: pretrain/quickstart")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="override keys of the config")]
+RunAndWords = Annotated[
+    list[str], typer.Argument(metavar="RUN|KEY=VALUE", help="run of polyscene multitask, and keys of the analysis")
+]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")]
 
 
-def _keys_help(schema: type) -> str:
-    """The epilog that lists a schema's keys; ``\\b`` keeps click from re-wrapping it."""
-    rows = list(describe(schema))
+def _keys_help(schema: type, hidden: str = "") -> str:
+    """The epilog that lists a schema's keys but a ``hidden`` one; ``\\b`` keeps click from re-wrapping it."""
+    rows = [row for row in describe(schema) if row[0] != hidden]
     width = max(len(row[0]) for row in rows)
     lines = [f"{key:<{width}}  {help}  [{kind}; {default}]" for key, kind, default, help in rows]
     return "\b\nConfig keys (KEY=VALUE)  [type; default]:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def _evaluate(command: str, schema: type, config: str, words: list[str] | None, print_config: bool) -> None:
+    """Run (or print) an evaluation: the function of the module that has the command's name."""
+    settings = load_config(schema, config, words or [])
+    if print_config:
+        print(to_yaml(settings), end="")
+        return
+    module = importlib.import_module(f".{command}", __package__)
+    raise typer.Exit(getattr(module, command)(settings))
 
 
 @app.command(epilog=_keys_help(ScenesConfig))
@@ -67,9 +102,97 @@ def pretrain(config: ConfigPath, words: Words = None, print_config: PrintConfig 
     raise typer.Exit(run(settings))
 
 
+@app.command(epilog=_keys_help(MultitaskConfig))
+def multitask(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
+    """Train dense tasks from a backbone (single-task, multi-task, adapters, RCM) and evaluate them."""
+    settings = load_config(MultitaskConfig, config, words or [])
+    check_multitask_values(settings)
+    if print_config:
+        print(to_yaml(settings), end="")
+        return
+    from .multitask import multitask as run
+
+    raise typer.Exit(run(settings))
+
+
+@app.command(epilog=_keys_help(PredictConfig))
+def predict(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run of polyscene multitask, or its model.safetensors")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="IMAGES|KEY=VALUE", help="files, folders, or text files that list images")
+    ],
+) -> None:
+    """Write coloured predictions of all tasks for your own photos, of any size."""
+    from .predict import predict as predict_photos
+
+    raise typer.Exit(predict_photos(run, words))
+
+
+@tasks_app.command("list")
+def list_tasks(run: Annotated[Path, typer.Argument(metavar="RUN", help="run or model.safetensors")]) -> None:
+    """Show the tasks of a model and what each owns."""
+    from .tasks_command import list_tasks as show
+
+    raise typer.Exit(show(run))
+
+
+@tasks_app.command("merge")
+def merge_tasks(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder (or .safetensors file) to write")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="runs that started from the same model")],
+) -> None:
+    """Write one model with the tasks of several runs."""
+    from .tasks_command import merge
+
+    print(merge(out, runs))
+
+
+@tasks_app.command("remove")
+def remove_task(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="run or model.safetensors")],
+    task: Annotated[str, typer.Argument(metavar="TASK", help="name of the task")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="folder (or .safetensors file) to write")],
+) -> None:
+    """Write a model without one of its tasks."""
+    from .tasks_command import remove
+
+    print(remove(run, task, out))
+
+
+def _analyse(what: str, words: list[str]) -> None:
+    from .analyse import analyse
+
+    raise typer.Exit(analyse(what, words))
+
+
+@analyse_app.command(epilog=_keys_help(GradientsConfig, hidden="runs"))
+def gradients(words: RunAndWords) -> None:
+    """Similarity of the tasks' gradients, by depth (figure 3)."""
+    _analyse("gradients", words)
+
+
+@analyse_app.command(epilog=_keys_help(FeaturesConfig, hidden="runs"))
+def features(words: RunAndWords) -> None:
+    """Features as colours, side by side in several models (figure 5)."""
+    _analyse("features", words)
+
+
+@analyse_app.command(epilog=_keys_help(ParametersConfig, hidden="runs"))
+def parameters(words: RunAndWords) -> None:
+    """Parameters against the number of tasks, for every kind of model (figure 4)."""
+    _analyse("parameters", words)
+
+
 @app.command(epilog=_keys_help(PretrainConfig))
 def check(config: ConfigPath, words: Words = None) -> None:
-    """Verify a pretraining config and its data before burning GPU hours."""
+    """Verify a pretraining or multi-task config and its data before burning GPU hours."""
+    # Only a multi-task config names tasks.
+    if {"task", "tasks"} & config_values(config, words or []).keys():
+        multitask_settings = load_config(MultitaskConfig, config, words or [])
+        check_multitask_values(multitask_settings)
+        from .check_multitask import check_multitask
+
+        raise typer.Exit(check_multitask(multitask_settings))
     settings = load_config(PretrainConfig, config, words or [])
     check_values(settings)
     from .check import check as run
@@ -80,64 +203,47 @@ def check(config: ConfigPath, words: Words = None) -> None:
 @app.command()
 def export(
     source: Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="run directory or any known checkpoint")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write; with --fold: folder")],
     format: Annotated[
-        str, typer.Option("--format", help="safetensors | torchvision | timm | moco | detectron2")
+        str, typer.Option("--format", help="safetensors | torchvision | timm | moco | detectron2; --fold: or onnx")
     ] = "safetensors",
     arch: Annotated[str | None, typer.Option("--arch", help="timm name, where the file does not tell")] = None,
+    fold: Annotated[bool, typer.Option("--fold", help="the tasks of a multi-task run, as plain networks")] = False,
+    task: Annotated[list[str] | None, typer.Option("--task", help="with --fold: this task only; repeatable")] = None,
 ) -> None:
-    """Write backbone weights in the format another library reads."""
+    """Write backbone weights in the format another library reads, or folded single-task networks."""
     from .export import export as run
+    from .export import export_folded
 
-    print(run(source, out, format, arch))
+    if fold and arch is not None:
+        raise UserError("--arch is for backbones; a multi-task run knows its own, leave it out")
+    if task and not fold:
+        raise UserError("--task needs --fold; a backbone has no tasks")
+    print(export_folded(source, out, format, task or ()) if fold else run(source, out, format, arch))
 
 
 @app.command(epilog=_keys_help(ProbeConfig))
 def probe(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
     """Classify with frozen features (VOC SVM, linear, kNN), beside a randomly initialised backbone."""
-    settings = load_config(ProbeConfig, config, words or [])
-    if print_config:
-        print(to_yaml(settings), end="")
-        return
-    from .probe import probe as run
-
-    raise typer.Exit(run(settings))
+    _evaluate("probe", ProbeConfig, config, words, print_config)
 
 
 @app.command(epilog=_keys_help(RetrieveConfig))
 def retrieve(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
     """Segment images by retrieving the nearest labelled regions in frozen feature space."""
-    settings = load_config(RetrieveConfig, config, words or [])
-    if print_config:
-        print(to_yaml(settings), end="")
-        return
-    from .retrieve import retrieve as run
-
-    raise typer.Exit(run(settings))
+    _evaluate("retrieve", RetrieveConfig, config, words, print_config)
 
 
 @app.command(epilog=_keys_help(PropagateConfig))
 def propagate(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
     """Carry the masks of a video's first frame through the video with frozen features (J and F)."""
-    settings = load_config(PropagateConfig, config, words or [])
-    if print_config:
-        print(to_yaml(settings), end="")
-        return
-    from .propagate import propagate as run
-
-    raise typer.Exit(run(settings))
+    _evaluate("propagate", PropagateConfig, config, words, print_config)
 
 
 @app.command(epilog=_keys_help(CamConfig))
 def cam(config: ConfigPath, words: Words = None, print_config: PrintConfig = False) -> None:
     """Draw where a frozen backbone looks: class activation maps, two backbones side by side."""
-    settings = load_config(CamConfig, config, words or [])
-    if print_config:
-        print(to_yaml(settings), end="")
-        return
-    from .cam import cam as run
-
-    raise typer.Exit(run(settings))
+    _evaluate("cam", CamConfig, config, words, print_config)
 
 
 @app.command()

@@ -19,15 +19,17 @@ from polyscene.runtime.files import make_folder
 from polyscene.runtime.knn import accuracy, knn_predict
 from polyscene.runtime.preemption import StopRequest
 from polyscene.runtime.run import RunDirectory, open_run, run_hash
+from polyscene.runtime.sampling import steps_per_epoch
+from polyscene.runtime.training_state import resume
 from polyscene.runtime.weights import BackboneWeights, write_weights
 from polyscene.ssl.engine import Schedule, train
-from polyscene.ssl.loading import UnreadableLog, image_loader, steps_per_epoch
+from polyscene.ssl.loading import UnreadableLog, image_loader
 from polyscene.ssl.moco.encoder import Encoder, create_backbone
 from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import NormPlan, plan_normalization
 from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.sources import ImageSource, open_source
-from polyscene.ssl.state import TrainingState, averaged_backbone, resume
+from polyscene.ssl.state import TrainingState, averaged_backbone
 from polyscene.ssl.step import LossSettings, StepRunner
 from polyscene.ssl.views.crops import CropGroup
 from polyscene.ssl.views.sampling import sample_views

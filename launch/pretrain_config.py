@@ -8,6 +8,8 @@ from typing import Literal
 from polyscene.runtime.config import option, section
 from polyscene.runtime.errors import UserError
 
+from .limits import check_above_zero, check_at_least
+
 # Keys that may differ when a run is continued: they do not change the weights it computes.
 HARMLESS = ("data.workers", "data.max_unreadable", "checkpoint", "log", "online_knn", "max_steps")
 
@@ -197,14 +199,10 @@ def _check_numbers(c: PretrainConfig) -> None:
         ("online_knn.images", c.online_knn.images, 2),
         ("online_knn.k", c.online_knn.k, 1),
     ]
-    for key, value, least in at_least:
-        if value is not None and value < least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least}")
+    check_at_least(at_least)
     above_zero = [("optim.lr", c.optim.lr), ("model.temperature", c.model.temperature)]
     above_zero.append(("checkpoint.every_minutes", c.checkpoint.every_minutes))
-    for key, value in above_zero:
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value} must be greater than 0")
+    check_above_zero(above_zero)
     if not 0 <= c.model.momentum < 1:
         raise UserError(f"model.momentum={c.model.momentum} must be at least 0 and below 1")
     if not 0 <= c.data.max_unreadable <= 1:

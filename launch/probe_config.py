@@ -9,6 +9,7 @@ from polyscene.runtime.config import option, section
 from polyscene.runtime.errors import UserError
 
 from .evaluation_config import EvaluationConfig
+from .limits import check_above_zero, check_at_least
 
 DataKind = Literal[
     "folder",
@@ -85,13 +86,10 @@ def check_values(config: ProbeConfig) -> None:
         "linear.epochs": config.linear.epochs,
         "linear.batch_size": config.linear.batch_size,
     }
-    for key, value in whole.items():
-        if value < 1:
-            raise UserError(f"{key}={value} is too small; it must be at least 1")
+    check_at_least((key, value, 1) for key, value in whole.items())
     if config.workers < 0:
         raise UserError(f"workers={config.workers} must be 0 or more")
-    if config.svm.folds < 2:
-        raise UserError(f"svm.folds={config.svm.folds} is too small; it must be at least 2")
+    check_at_least([("svm.folds", config.svm.folds, 2)])
     if not 0 <= config.linear.holdout < 1:
         raise UserError(f"linear.holdout={config.linear.holdout} must be at least 0 and less than 1")
     positive = {
@@ -104,6 +102,4 @@ def check_values(config: ProbeConfig) -> None:
     for key, values in positive.items():
         if values == ():
             raise UserError(f"{key}=[] leaves nothing to try; null takes the usual values")
-        wrong = next((value for value in values or () if value <= 0), None)
-        if wrong is not None:
-            raise UserError(f"{key}={wrong} must be greater than 0")
+        check_above_zero((key, value) for value in values or ())

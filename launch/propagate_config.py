@@ -9,6 +9,7 @@ from polyscene.runtime.config import option, section
 from polyscene.runtime.errors import UserError
 
 from .evaluation_config import EvaluationConfig
+from .limits import check_above_zero, check_at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +46,16 @@ def check_values(config: PropagateConfig) -> None:
     Raises:
         UserError: naming the key.
     """
-    for key, value, least in (
-        ("context", config.context, 0),
-        ("radius", config.radius, 1),
-        ("top_k", config.top_k, 1),
-        ("batch_size", config.batch_size, 1),
-        ("workers", config.workers, 0),
-    ):
-        if value < least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least}")
-    if config.temperature <= 0:
-        raise UserError(f"temperature={config.temperature} must be greater than 0")
+    check_at_least(
+        [
+            ("context", config.context, 0),
+            ("radius", config.radius, 1),
+            ("top_k", config.top_k, 1),
+            ("batch_size", config.batch_size, 1),
+            ("workers", config.workers, 0),
+        ]
+    )
+    check_above_zero([("temperature", config.temperature)])
     data = config.data
     needed = {"davis2017": ("root",), "frames": ("frames", "masks")}
     for kind, keys in needed.items():

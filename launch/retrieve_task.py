@@ -16,6 +16,7 @@ from polyscene.downstream.segments.data import (
 )
 from polyscene.runtime.errors import UserError
 
+from .limits import check_at_least
 from .retrieve_config import RetrieveConfig, RetrieveDataConfig
 
 MOST_CLUSTERS = 254  # region maps hold bytes, and one value stands for no region
@@ -53,9 +54,7 @@ def check_values(config: RetrieveConfig) -> None:
         ("workers", config.workers, 0),
         ("picture_rows", config.picture_rows, 0),
     ]
-    for key, value, least in limits:
-        if value < least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least}")
+    check_at_least(limits)
     if not 2 <= config.clusters <= MOST_CLUSTERS:
         raise UserError(f"clusters={config.clusters} must be between 2 and {MOST_CLUSTERS}")
     stride = config.output_stride

@@ -9,9 +9,9 @@ from rich.console import Console
 
 from polyscene.downstream.scenes.build import write_scenes
 from polyscene.runtime.config import build, parse_words
-from polyscene.runtime.errors import UserError
 from polyscene.runtime.progress import ProgressBar
 
+from .limits import check_at_least
 from .scenes_config import ScenesConfig
 
 
@@ -22,9 +22,7 @@ def scenes(out: Path, words: Sequence[str]) -> None:
         UserError: wrong words, or a folder that holds something else.
     """
     config = build(ScenesConfig, parse_words(words), source="scenes")
-    for key, value, least in (("count", config.count, 1), ("seed", config.seed, 0), ("workers", config.workers, 1)):
-        if value < least:
-            raise UserError(f"{key}={value} is too small; it must be at least {least}")
+    check_at_least([("count", config.count, 1), ("seed", config.seed, 0), ("workers", config.workers, 1)])
     console = Console(stderr=True, highlight=False)
     with ProgressBar(console, "drawing scenes", config.count) as bar:
         summary = write_scenes(

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -115,7 +116,102 @@ def start():
 @pytest.fixture
 def one_thread():
     """Bit-identity holds for equal thread counts: the processes that tests start use one."""
+    with threads(1):
+        yield
+
+
+@contextmanager
+def threads(count):
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def make_dense_folder(root, train=12, val=4, size=(40, 56)):
+    """A labelled folder: bright blobs on a dark ground, whose brightness says the class, the depth and the saliency."""
+    generator = np.random.default_rng(0)
+    for name in ("images", "segmentation", "depth", "saliency"):
+        (root / name).mkdir(parents=True)
+    for i in range(train + val):
+        small = torch.from_numpy(generator.random((1, 1, 4, 5)))
+        share = torch.nn.functional.interpolate(small, size, mode="bicubic")[0, 0].clamp(0, 1).numpy()
+        photo = np.repeat((share * 255).astype(np.uint8)[..., None], 3, axis=2)
+        Image.fromarray(photo).save(root / "images" / f"{i:02d}.jpg", quality=95)
+        Image.fromarray((share * 2.999).astype(np.uint8)).save(root / "segmentation" / f"{i:02d}.png")
+        Image.fromarray(((share > 0.5) * 255).astype(np.uint8)).save(root / "saliency" / f"{i:02d}.png")
+        np.save(root / "depth" / f"{i:02d}.npy", (1 + 4 * share).astype(np.float32))
+    (root / "classes.txt").write_text("dark\nmiddle\nbright\n")
+    (root / "train.txt").write_text("".join(f"{i:02d}\n" for i in range(train)))
+    (root / "val.txt").write_text("".join(f"{i:02d}\n" for i in range(train, train + val)))
+
+
+@pytest.fixture(scope="session")
+def dense_folder(tmp_path_factory):
+    """12 images to train on and 4 to evaluate on, with segmentation (3 classes), depth and saliency."""
+    root = tmp_path_factory.mktemp("dense")
+    make_dense_folder(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def dense_copy(tmp_path_factory):
+    """``dense_copy()``: such a folder of one's own, to be damaged."""
+
+    def make():
+        root = tmp_path_factory.mktemp("copy")
+        make_dense_folder(root)
+        return root
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense_words(dense_folder, tmp_path_factory):
+    """``dense_words(out, *more)``: the command line of a multi-task run that takes a second: 3 steps, two tasks."""
+    config = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    config.write_text(
+        f"""
+        weights: random
+        arch: resnet10t
+        device: cpu
+        precision: fp32
+        tasks: [segmentation, depth]
+        batch_size: 4
+        iterations: 3
+        data: {{kind: folder, root: {dense_folder}, workers: 0}}
+        model: {{head_width: 8, rcm: {{init_count: 4}}}}
+        augmentation: {{recipe: rcm, size: [32, 48]}}
+        optim: {{lr: 0.01}}
+        evaluate: {{pictures: 1}}
+        log: {{every: 1, tensorboard: false}}
+        """
+    )
+
+    def make(out, *more):
+        return ["multitask", config, f"out={out}", *more]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def dense_run(dense_words, tmp_path_factory):
+    """A finished RCM run with the tasks segmentation and depth."""
+    out = tmp_path_factory.mktemp("dense_run") / "run"
+    with threads(1):
+        run_command(*dense_words(out))
+    return out
+
+
+def run_command(*arguments):
+    """The command line in this process, for fixtures of a whole session; it must succeed."""
+    before = sys.argv
+    sys.argv = ["polyscene", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+    finally:
+        sys.argv = before

@@ -5,6 +5,8 @@ import safetensors.torch
 import timm
 import torch
 
+from polyscene.downstream.multitask.export.plain_file import load_plain
+from polyscene.downstream.multitask.models.model_file import load_model
 from polyscene.launch.export import export
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import read_weights
@@ -84,3 +86,40 @@ def test_source_is_never_overwritten(run, state, tmp_path):
 def test_unknown_format_is_refused_before_reading(tmp_path):
     with pytest.raises(UserError, match="--format onnx: not known; choose one of safetensors, torchvision, timm"):
         export(tmp_path / "missing", tmp_path / "out", "onnx")
+
+
+def test_folded_tasks_give_the_outputs_of_the_model(dense_run, polyscene, tmp_path):
+    code, printed, err = polyscene("export", dense_run, tmp_path / "out", "--fold")
+    assert code == 0, err
+    assert printed.startswith(f"{tmp_path / 'out'}: segmentation.safetensors, depth.safetensors, plain resnet10t")
+    images = torch.randn(1, 3, 45, 61)
+    with torch.no_grad():
+        expected = load_model(dense_run).model(images).final
+        for task, output in expected.items():
+            folded = load_plain(tmp_path / "out" / f"{task}.safetensors").network(images)
+            assert (folded - output).abs().max() < 1e-5 * output.abs().max()
+
+
+def test_one_folded_task(dense_run, polyscene, tmp_path):
+    assert polyscene("export", dense_run, tmp_path / "out", "--fold", "--task", "depth")[0] == 0
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["depth.safetensors"]
+
+
+def test_folding_what_cannot_be_folded(run, dense_run, polyscene, tmp_path):
+    out = tmp_path / "out"
+    (run / "backbone.safetensors").touch()
+    refused = [
+        ((run, out, "--fold"), f"'{run}' is a pretraining run, which has no tasks to fold"),
+        ((dense_run, out), f"'{dense_run}' is a multi-task run; write its tasks as plain networks with --fold"),
+        ((dense_run, out, "--fold", "--format", "timm"), "--format timm: not for folded networks"),
+        ((dense_run, out, "--fold", "--task", "sky"), "task 'sky' is not in this model"),
+        ((dense_run, out, "--task", "depth"), "--task needs --fold"),
+        ((dense_run, out, "--fold", "--arch", "resnet18"), "--arch is for backbones"),
+        ((tmp_path / "missing", out, "--fold"), "missing"),
+    ]
+    for arguments, expected in refused:
+        code, _, err = polyscene("export", *arguments)
+        assert code == 2
+        assert expected in err
+        assert len(err.strip().splitlines()) == 1
+    assert not out.exists()

@@ -5,7 +5,9 @@ import re
 
 import pytest
 
+from polyscene.downstream.multitask.published import _TABLES
 from polyscene.launch.cam_config import CamConfig
+from polyscene.launch.multitask_config import MultitaskConfig, check_values
 from polyscene.launch.pretrain_config import PretrainConfig
 from polyscene.launch.probe_config import ProbeConfig
 from polyscene.launch.propagate_config import PropagateConfig
@@ -87,3 +89,89 @@ def test_evaluation_configs_are_complete_but_for_the_users_paths(command, name):
 
 def test_every_evaluation_ships_a_config():
     assert {command for command, _ in SHIPPED} == set(EVALUATIONS)
+
+
+MULTITASK = find_config("pretrain/base").parents[1] / "multitask"
+RECIPES = sorted(str(path.relative_to(MULTITASK).with_suffix("")) for path in MULTITASK.rglob("*.yaml"))
+# File -> the row of the paper's table that its comment quotes.
+ROWS = {
+    "single": "single-task",
+    "multi_task": "multi-task",
+    "frozen": "frozen encoder",
+    "task_norms": "task-specific BNs",
+    "task_convolutions": "task-specific convolutions",
+    "series_adapters": "Series RA",
+    "parallel_adapters": "Parallel RA",
+    "rc": "RC",
+    "rc_nff": "RC + NFF",
+    "rc_ri": "RC + RI",
+    "rcm": "RCM",
+}
+
+
+def multitask_recipe(name, *words):
+    """A recipe with the paths that its users give."""
+    given = () if name.startswith("scenes/") else ("weights=given", "data.root=given")
+    out = ("out=given",) if name.endswith("base") else ()
+    return load_config(MultitaskConfig, f"multitask/{name}", [*given, *out, *words])
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_multitask_recipes_are_complete_but_for_the_users_paths(name):
+    config = multitask_recipe(name)
+    check_values(config)
+    assert config.out == "given" or config.out.startswith("runs/")
+    assert (MULTITASK / f"{name}.yaml").read_text().startswith("# ")
+
+
+def test_multitask_recipes_write_to_different_folders():
+    outs = [multitask_recipe(name).out for name in RECIPES if not name.endswith("base")]
+    assert len(set(outs)) == len(outs)
+
+
+@pytest.mark.parametrize(("folder", "source"), [("nyud", "table 4"), ("pascal", "tables 1-3")])
+def test_r18_recipes_equal_the_rcm_paper(folder, source):
+    table = next(table for table in _TABLES if source in table.source)
+    quoted = {name: numbers for name, *numbers in table.rows}
+    for file, row in ROWS.items():
+        text = (MULTITASK / folder / "r18" / f"{file}.yaml").read_text()
+        config = multitask_recipe(f"{folder}/r18/{file}")
+        assert set(config.tasks) == set(table.columns)
+        if row in quoted:
+            *scores, drop = quoted[row]
+            assert " / ".join(f"{score:.2f}" for score in scores) in text
+            assert drop is None or f"{drop:.2f}%" in text
+            assert config.tasks == tuple(table.columns)
+        assert config.model.kind == (file if file in ("single", "multi_task", "frozen") else config.model.kind)
+        assert (config.model.rcm.normalized, config.model.rcm.response_init) == {
+            "rc": (False, False), "rc_nff": (True, False), "rc_ri": (False, True)
+        }.get(file, (True, True))  # fmt: skip
+        assert (config.arch, config.model.head, config.model.output_stride) == ("resnet18", "deeplab_v3_plus", 16)
+        assert (config.batch_size, config.iterations) == (8, {"nyud": 19875, "pascal": 37500}[folder])
+        assert config.augmentation.size == {"nyud": (425, 560), "pascal": (512, 512)}[folder]
+        optim = config.optim
+        assert (optim.kind, optim.lr, optim.momentum, optim.weight_decay) == ("sgd", 0.005, 0.9, 1e-4)
+        assert (optim.schedule, optim.power, config.augmentation.recipe) == ("iteration", 0.9, "rcm")
+
+
+def test_r50_recipes_equal_thesis_table_7_10():
+    table = next(table for table in _TABLES if "7.10" in table.source)
+    for name, segmentation, depth, _ in table.rows:
+        setup, init = name.split(", ")
+        file = f"{setup.replace('-', '_').replace('single_task', 'single')}_{init.lower()}"
+        config = multitask_recipe(f"nyud/r50_ssl/{file}")
+        assert f"{segmentation} / {depth:.3f}" in (MULTITASK / "nyud" / "r50_ssl" / f"{file}.yaml").read_text()
+        assert config.model.kind == ("single" if setup == "single-task" else "multi_task")
+        assert (config.arch, config.model.head, config.tasks) == ("resnet50", "aspp", ("segmentation", "depth"))
+
+
+def test_incremental_recipes_add_the_tasks_that_are_missing():
+    files = sorted((MULTITASK / "pascal/r18/incremental").glob("*_start.yaml"))
+    assert len(files) == 6
+    for file in files:
+        first = multitask_recipe(f"pascal/r18/incremental/{file.stem}")
+        then = multitask_recipe(f"pascal/r18/incremental/{file.stem.removesuffix('_start')}")
+        assert then.model.base == first.out
+        assert then.model.kind == first.model.kind
+        assert set(first.tasks) | set(then.tasks) == {"edges", "segmentation", "parts", "normals", "saliency"}
+        assert not set(first.tasks) & set(then.tasks)
