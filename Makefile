@@ -1,4 +1,4 @@
-# make demo   install, then from nothing to a pretrained backbone, its frozen evaluation and a report
+# make demo   install, then from nothing to a pretrained backbone, its evaluation, a multi-task model and a report
 # make test   install, then the whole test suite
 # make lint   style checks
 # make slurm  install Debian's SLURM packages, for the cluster tests
@@ -25,6 +25,7 @@ demo: $(READY)
 	$(BIN)/polyscene pretrain configs/pretrain/quickstart.yaml
 	$(BIN)/polyscene probe configs/probe/quickstart.yaml
 	$(BIN)/polyscene retrieve configs/retrieve/quickstart.yaml
+	$(BIN)/polyscene multitask configs/multitask/scenes/demo.yaml
 	$(BIN)/polyscene report runs/demo out=runs/demo/report.html
 	@echo "Open runs/demo/report.html; the data are in runs/demo/scenes/contact_sheet.png"
 

@@ -9,8 +9,9 @@ from functools import partial
 import torch
 
 from polyscene.runtime.distributed import World, choose_device
+from polyscene.runtime.sampling import steps_per_epoch
 from polyscene.runtime.weights import BackboneWeights, write_weights
-from polyscene.ssl.loading import image_loader, steps_per_epoch
+from polyscene.ssl.loading import image_loader
 from polyscene.ssl.moco.encoder import Encoder, create_backbone
 from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import plan_normalization

@@ -70,3 +70,10 @@ def test_every_package_folder_is_listed():
         for p in (ROOT / top).rglob("*.py")
     }
     assert folders == set(settings["packages"])
+
+
+def test_the_folder_called_ssl_does_not_hide_tls():
+    code = "import ssl; ssl.create_default_context(); import polyscene.ssl.sources; print(ssl.OPENSSL_VERSION)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "SSL" in result.stdout
