@@ -26,6 +26,7 @@ demo: $(READY)
 	$(BIN)/polyscene probe configs/probe/quickstart.yaml
 	$(BIN)/polyscene retrieve configs/retrieve/quickstart.yaml
 	$(BIN)/polyscene multitask configs/multitask/scenes/demo.yaml
+	$(BIN)/polyscene multitask configs/multitask/scenes/demo_mti_net.yaml
 	$(BIN)/polyscene report runs/demo out=runs/demo/report.html
 	@echo "Open runs/demo/report.html; the data are in runs/demo/scenes/contact_sheet.png"
 

@@ -1,12 +1,18 @@
-"""What the encoder should share: single-task, frozen, RCM and multi-task models on the built-in rooms, several seeds.
+"""Multi-task models on the built-in rooms, several seeds: three studies.
 
-    python benchmarks/multitask_scenes.py --jobs 2 --markdown docs/results.md
+    python benchmarks/multitask_scenes.py encoder     --jobs 2 --markdown docs/results.md
+    python benchmarks/multitask_scenes.py interaction --jobs 2 --markdown docs/results.md
+    python benchmarks/multitask_scenes.py balancing   --jobs 2 --markdown docs/results.md
 
-Four tasks (segmentation, depth, normals, edges) from two initialisations: random weights, and the backbone of the
-demo's pretraining on the same rooms; ``--init NAME=WEIGHTS`` adds others. All models train for the same number of steps
-on the same images in the same order, one run for all four tasks: where tasks own their parameters, their losses are
-added, which equals separate runs. Delta is the mean relative gain over the single-task models of the same
-initialisation and seed; above 0 is better.
+``encoder``: what the encoder should share: single-task, frozen, RCM and multi-task models of four tasks
+(segmentation, depth, normals, edges). ``interaction``: how tasks should use each other: single-task and multi-task
+networks, PAD-Net and MTI-Net of segmentation and depth on four scales. ``balancing``: strategies of task balancing on
+the multi-task network of four tasks.
+
+The initialisations are random weights and the backbone of the demo's pretraining on the same rooms (``balancing``: the
+latter alone); ``--init NAME=WEIGHTS`` adds others. All models of a study train for the same number of steps on the same
+images in the same order. Delta is the mean relative gain over the single-task models of the same initialisation and
+seed; above 0 is better.
 
 The sweep is a folder of ordinary runs. Stop it at any moment; the same command continues it. Whatever is finished is
 read, not repeated. Another --iterations needs another --out.
@@ -22,7 +28,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +37,6 @@ import yaml
 
 from polyscene.runtime.files import make_folder, write_text
 from polyscene.runtime.run import environment
-
-BEGIN, END = "<!-- multitask scenes: begin -->", "<!-- multitask scenes: end -->"
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,11 @@ COLUMNS = (
 )
 DELTA = Column("all", "delta", "Delta %", 100, 2, True)
 
-KINDS = {"single": "single-task", "frozen": "frozen encoder", "rcm": "RCM", "multi_task": "multi-task"}
-
-CONFIG = {
+COMMON = {
     "device": "cpu",
     "precision": "bf16",
-    "tasks": [column.task for column in COLUMNS],
     "batch_size": 8,
     "data": {"kind": "nyud", "max_val": 40, "workers": 0},
-    "model": {"head_width": 32, "rcm": {"init_count": 100}},
     "augmentation": {"recipe": "mti_net_nyud", "size": [96, 128]},
     "optim": {"kind": "adam", "lr": 0.005},
     "evaluate": {"stretch": [96, 128], "pictures": 2},
@@ -81,6 +81,117 @@ CONFIG = {
 }
 """What all runs share. Of the published recipes for NYUD, that of MTI-Net (whole images, zoom, flip, Adam): depth and
 normals of whole rooms are learnt in fewer steps than those of crops."""
+FPN = {"pyramid_width": 32, "pad_net": {"width": 64}}
+"""A narrow network on four scales, in the proportions of the backbone."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A row of the table.
+
+    Attributes:
+        title: of the row.
+        words: keys of the config that make the model.
+    """
+
+    title: str
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Models that are compared under one recipe.
+
+    Attributes:
+        name: of the study.
+        tasks: that are judged.
+        config: what its runs share.
+        models: rows by name; ``single`` is the one that Delta compares with.
+        iterations: steps, unless the command says otherwise.
+        random: whether random weights are an initialisation too.
+        verdict: two rows of which the first should be better on every task, and what to call them; or None.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    config: Mapping[str, object]
+    models: Mapping[str, Model]
+    iterations: int
+    random: bool = True
+    verdict: tuple[str, str, str, str] | None = None
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of its tasks."""
+        return tuple(column for column in COLUMNS if column.task in self.tasks)
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """Lines of a Markdown file that enclose its table."""
+        return f"<!-- multitask {self.name}: begin -->", f"<!-- multitask {self.name}: end -->"
+
+
+def _kind(title: str, *words: str) -> Model:
+    return Model(title, tuple(f"model.{word}" for word in words))
+
+
+ENCODER = Study(
+    "encoder",
+    ("segmentation", "depth", "normals", "edges"),
+    {**COMMON, "model": {"head_width": 32, "rcm": {"init_count": 100}}},
+    {
+        "single": _kind("single-task", "kind=single"),
+        "frozen": _kind("frozen encoder", "kind=frozen"),
+        "rcm": _kind("RCM", "kind=rcm"),
+        "multi_task": _kind("multi-task", "kind=multi_task"),
+    },
+    iterations=200,
+    verdict=("rcm", "frozen", "RCM", "the frozen encoder"),
+)
+MTI_NET = _kind("MTI-Net", "kind=mti_net")
+INTERACTION = Study(
+    "interaction",
+    ("segmentation", "depth"),
+    # The published weights of the auxiliary tasks: losses of similar size.
+    {**COMMON, "model": FPN, "task_weights": {"normals": 10, "edges": 50}},
+    {
+        "single": _kind("single-task", "kind=single", "head=aggregation"),
+        "multi_task": _kind("multi-task", "kind=multi_task", "head=aggregation"),
+        "pad_net": _kind("PAD-Net", "kind=pad_net"),
+        "mti_net_no_fpm": _kind("MTI-Net without FPM", "kind=mti_net", "mti_net.fpm=false"),
+        "mti_net": MTI_NET,
+        "mti_net_auxiliary": Model(
+            "MTI-Net, auxiliary normals and edges", (*MTI_NET.words, "auxiliary_tasks=[normals, edges]")
+        ),
+    },
+    iterations=120,
+    verdict=("mti_net", "multi_task", "MTI-Net", "the multi-task network"),
+)
+
+
+def _balanced(title: str, *words: str) -> Model:
+    return Model(title, ("model.kind=multi_task", *(f"balancing.{word}" for word in words)))
+
+
+BALANCING = Study(
+    "balancing",
+    ("segmentation", "depth", "normals", "edges"),
+    {**COMMON, "model": {**FPN, "head": "aggregation"}},
+    {
+        "single": _kind("single-task", "kind=single"),
+        "fixed": Model("fixed (1, 1, 10, 50)", ("model.kind=multi_task", "task_weights={normals: 10, edges: 50}")),
+        "uniform": _balanced("uniform", "strategy=uniform"),
+        "uncertainty": _balanced("uncertainty", "strategy=uncertainty"),
+        "gradnorm": _balanced("GradNorm", "strategy=gradnorm"),
+        "dwa": _balanced("DWA", "strategy=dwa"),
+        "dtp": _balanced("DTP", "strategy=dtp"),
+        "mgda": _balanced("MGDA", "strategy=mgda"),
+        "similar_losses": _balanced("similar losses (heuristic 2)", "strategy=similar_losses", "measure_iterations=20"),
+    },
+    iterations=120,
+    random=False,
+)
+STUDIES = {study.name: study for study in (ENCODER, INTERACTION, BALANCING)}
 
 Values = Mapping[int, float]
 
@@ -90,9 +201,11 @@ class Sweep:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
+        self.study = STUDIES[options.study]
         self.out = Path(options.out)
         self.scenes = Path(options.scenes)
-        self.inits = {"random": "random", "SSL": options.pretrained}
+        self.inits = {"random": "random"} if self.study.random else {}
+        self.inits["SSL"] = options.pretrained
         self.inits |= dict(entry.split("=", 1) for entry in options.init)
 
     def polyscene(self, *words: str) -> None:
@@ -108,29 +221,33 @@ class Sweep:
         if result.returncode:
             raise SystemExit(f"failed with exit code {result.returncode}: polyscene {' '.join(words)} (sweep.log)")
 
-    def folder(self, init: str, kind: str, seed: int) -> Path:
-        return self.out / f"{init}_{kind}_seed{seed}"
+    def folder(self, init: str, model: str, seed: int) -> Path:
+        return self.out / f"{init}_{model}_seed{seed}"
 
-    def words(self, init: str, kind: str, seed: int) -> list[str]:
+    def words(self, init: str, model: str, seed: int) -> list[str]:
         """The command of one run, without the config's name."""
         words = [
-            f"out={self.folder(init, kind, seed)}",
+            f"out={self.folder(init, model, seed)}",
             f"weights={self.inits[init]}",
             f"seed={seed}",
             f"iterations={self.options.iterations}",
             f"data.root={self.scenes / 'NYUD_MT'}",
-            f"model.kind={kind}",
+            *self.study.models[model].words,
         ]
         if init == "random":
             words.append(f"arch={self.options.arch}")
-        if kind != "single":
+        if model != "single":
             words.append(f"evaluate.single={self.folder(init, 'single', seed)}")
         return words
+
+    def config(self) -> dict[str, object]:
+        """What the runs share."""
+        return {**self.study.config, "tasks": list(self.study.tasks)}
 
     def prepare(self) -> None:
         """Scenes and the pretrained backbone, where they do not exist."""
         make_folder(self.out)
-        write_text(self.out / "config.yaml", yaml.safe_dump(CONFIG, sort_keys=False))
+        write_text(self.out / "config.yaml", yaml.safe_dump(self.config(), sort_keys=False))
         if not (self.scenes / "NYUD_MT").is_dir():
             print(f"drawing scenes: '{self.scenes}'", flush=True)
             self.polyscene("scenes", str(self.scenes))
@@ -158,45 +275,55 @@ class Sweep:
             with ThreadPoolExecutor(self.options.jobs) as pool:
                 for seed in self.options.seeds:
                     # The single-task models first: Delta of the others needs their results.
-                    for kinds in (["single"], [kind for kind in KINDS if kind != "single"]):
-                        jobs = [(init, kind, seed) for kind in kinds for init in self.inits]
+                    for models in (["single"], [model for model in self.study.models if model != "single"]):
+                        jobs = [(init, model, seed) for model in models for init in self.inits]
                         list(pool.map(self.train, jobs))
         text = self.report()
         print(text)
         if self.options.markdown:
-            insert(Path(self.options.markdown), text)
+            insert(Path(self.options.markdown), text, *self.study.marks)
 
-    def results(self, init: str, kind: str) -> dict[int, dict]:
+    def results(self, init: str, model: str) -> dict[int, dict]:
         """Seed -> results.json, of the seeds that are finished."""
-        paths = {seed: self.folder(init, kind, seed) / "results.json" for seed in self.options.seeds}
+        paths = {seed: self.folder(init, model, seed) / "results.json" for seed in self.options.seeds}
         return {seed: json.loads(path.read_text(encoding="utf-8")) for seed, path in paths.items() if path.exists()}
 
     def report(self) -> str:
-        """The table and the verdicts as Markdown, and everything as multitask_scenes.json."""
+        """The table and the verdicts as Markdown, and everything as a JSON file."""
+        study = self.study
         table, trained, record = {}, {}, {}
         for init in self.inits:
-            for kind in KINDS:
-                results = self.results(init, kind)
+            for model in study.models:
+                results = self.results(init, model)
                 if results:
-                    table[init, kind] = {c.key: values_of(results.values(), results, c) for c in (*COLUMNS, DELTA)}
+                    columns = (*study.columns, DELTA)
+                    table[init, model] = {c.key: values_of(results.values(), results, c) for c in columns}
                     resources = next(iter(results.values()))["protocol"]["resources"]
-                    trained[init, kind] = resources["trained"]
-                    record.setdefault(init, {})[kind] = {**table[init, kind], "resources": resources}
-        lines = [*markdown_table(table, trained), ""]
-        verdicts = {init: verdict(table.get((init, "rcm"), {}), table.get((init, "frozen"), {})) for init in self.inits}
-        lines += [f"- {init}: {sentence(found)}" for init, found in verdicts.items() if found]
+                    trained[init, model] = resources["trained"]
+                    record.setdefault(init, {})[model] = {**table[init, model], "resources": resources}
+        lines = [*markdown_table(study, table, trained), ""]
+        verdicts = {}
+        if study.verdict:
+            ours, theirs, *names = study.verdict
+            for init in self.inits:
+                found = verdict(study.columns, table.get((init, ours), {}), table.get((init, theirs), {}))
+                verdicts |= {init: found} if found else {}
+            lines += [f"- {init}: {sentence(found, *names)}" for init, found in verdicts.items()]
         description = {
+            "study": study.name,
             "iterations": self.options.iterations,
             "seeds": self.options.seeds,
-            "config": CONFIG,
+            "config": self.config(),
+            "models": {name: list(model.words) for name, model in study.models.items()},
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, {self.options.threads} thread(s) a job",
             "date": time.strftime("%Y-%m-%d"),
             "environment": environment(),
             "results": record,
-            "rcm_against_frozen": verdicts,
+            "verdict": {"better": study.verdict, "by_seed": verdicts} if study.verdict else None,
         }
-        make_folder(Path(self.options.json).parent)
-        write_text(Path(self.options.json), json.dumps(description, indent=2) + "\n")
+        path = Path(self.options.json)
+        make_folder(path.parent)
+        write_text(path, json.dumps(description, indent=2) + "\n")
         return "\n".join(lines)
 
 
@@ -206,20 +333,22 @@ def values_of(results: Iterable[dict], seeds: Iterable[int], column: Column) -> 
 
 
 def markdown_table(
-    table: Mapping[tuple[str, str], Mapping[str, Values]], trained: Mapping[tuple[str, str], int]
+    study: Study, table: Mapping[tuple[str, str], Mapping[str, Values]], trained: Mapping[tuple[str, str], int]
 ) -> list[str]:
     """One row an initialisation and model: mean ± standard deviation over seeds.
 
     Args:
-        table: (initialisation, kind) -> results key -> seed -> value.
-        trained: (initialisation, kind) -> trained parameters.
+        study: whose models and tasks they are.
+        table: (initialisation, model) -> results key -> seed -> value.
+        trained: (initialisation, model) -> trained parameters.
     """
-    heads = ["initialisation", "model", "trained", "seeds", *(column.head for column in (*COLUMNS, DELTA))]
+    heads = ["initialisation", "model", "trained", "seeds", *(column.head for column in (*study.columns, DELTA))]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for (init, kind), values in table.items():
-        cells = [init, KINDS[kind], f"{trained[init, kind] / 1e6:.1f} M", str(len(values[COLUMNS[0].key]))]
-        cells += [_cell(values[column.key], column) for column in COLUMNS]
-        cells.append("0" if kind == "single" else _cell(values[DELTA.key], DELTA))
+    for (init, model), values in table.items():
+        seeds = str(len(values[study.columns[0].key]))
+        cells = [init, study.models[model].title, f"{trained[init, model] / 1e6:.1f} M", seeds]
+        cells += [_cell(values[column.key], column) for column in study.columns]
+        cells.append("0" if model == "single" else _cell(values[DELTA.key], DELTA))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -233,55 +362,62 @@ def _cell(values: Values, column: Column) -> str:
     return text + (f" ± {statistics.stdev(shown):.{column.digits}f}" if len(shown) > 1 else "")
 
 
-def verdict(rcm: Mapping[str, Values], frozen: Mapping[str, Values]) -> dict[str, list[bool]]:
-    """Task -> for every seed that both have, whether RCM is better than the frozen encoder."""
+def verdict(
+    columns: Sequence[Column], ours: Mapping[str, Values], theirs: Mapping[str, Values]
+) -> dict[str, list[bool]]:
+    """Task -> for every seed that both models have, whether the first is better."""
     found = {}
-    for column in COLUMNS:
-        ours, theirs = rcm.get(column.key, {}), frozen.get(column.key, {})
-        common = sorted(ours.keys() & theirs.keys())
+    for column in columns:
+        first, second = ours.get(column.key, {}), theirs.get(column.key, {})
+        common = sorted(first.keys() & second.keys())
         if common:
             sign = 1 if column.higher else -1
-            found[column.task] = [sign * (ours[seed] - theirs[seed]) > 0 for seed in common]
+            found[column.task] = [sign * (first[seed] - second[seed]) > 0 for seed in common]
     return found
 
 
-def sentence(found: Mapping[str, list[bool]]) -> str:
+def sentence(found: Mapping[str, list[bool]], ours: str, theirs: str) -> str:
     """The verdict in words."""
     seeds = len(next(iter(found.values())))
     if all(all(better) for better in found.values()):
-        return f"RCM beats the frozen encoder on every task: yes, in every one of {seeds} seeds"
+        return f"{ours} beats {theirs} on every task: yes, in every one of {seeds} seeds"
     counts = ", ".join(f"{task} {sum(better)} of {seeds}" for task, better in found.items())
-    return f"RCM beats the frozen encoder on every task: no (seeds in which it does: {counts})"
+    return f"{ours} beats {theirs} on every task: no (seeds in which it does: {counts})"
 
 
-def insert(path: Path, text: str) -> None:
+def insert(path: Path, text: str, begin: str, end: str) -> None:
     """Replace what lies between the two marks of a Markdown file.
 
     Raises:
         SystemExit: the file has no marks.
     """
     content = path.read_text(encoding="utf-8")
-    if BEGIN not in content or END not in content:
-        raise SystemExit(f"'{path}' has no lines '{BEGIN}' and '{END}'; add them where the table should go")
-    head, rest = content.split(BEGIN, 1)
-    write_text(path, f"{head}{BEGIN}\n{text.strip()}\n{END}{rest.split(END, 1)[1]}")
+    if begin not in content or end not in content:
+        raise SystemExit(f"'{path}' has no lines '{begin}' and '{end}'; add them where the table should go")
+    head, rest = content.split(begin, 1)
+    write_text(path, f"{head}{begin}\n{text.strip()}\n{end}{rest.split(end, 1)[1]}")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=list(STUDIES))
     parser.add_argument("--scenes", default="runs/demo/scenes", help="of polyscene scenes; drawn if it does not exist")
     parser.add_argument("--pretrained", default="runs/demo/pretrain", help="SSL backbone; pretrained if not there")
     parser.add_argument("--init", action="append", default=[], metavar="NAME=WEIGHTS", help="one more initialisation")
     parser.add_argument("--arch", default="resnet10t", help="of random weights; that of the pretrained backbone")
-    parser.add_argument("--iterations", type=int, default=200)
+    parser.add_argument("--iterations", type=int, help="steps of a run; 200 for encoder, 120 for the others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", default="runs/multitask_scenes")
-    parser.add_argument("--json", default="benchmarks/results/multitask_scenes.json")
+    parser.add_argument("--out", help="folder of the runs; runs/multitask_STUDY")
+    parser.add_argument("--json", help="file for all numbers; benchmarks/results/multitask_STUDY.json")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of a run")
     parser.add_argument("--report-only", action="store_true", help="write the table of what is finished so far")
     parser.add_argument("--markdown", help="file whose marked part gets the table, such as docs/results.md")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    options.iterations = options.iterations or STUDIES[options.study].iterations
+    options.out = options.out or f"runs/multitask_{options.study}"
+    options.json = options.json or f"benchmarks/results/multitask_{options.study}.json"
+    return options
 
 
 if __name__ == "__main__":

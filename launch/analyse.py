@@ -1,7 +1,8 @@
-"""``polyscene analyse``: the figures of the RCM paper, for a user's own models."""
+"""``polyscene analyse``: figures and tables of the RCM paper and of the thesis, for a user's own models and data."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,13 +12,15 @@ from polyscene.runtime.errors import UserError
 
 from .analyse_config import SCHEMAS, AnalyseConfig, check_values
 
+_OF_SEVERAL = ("features", "resources")
+
 
 def analyse(what: str, words: Sequence[str]) -> int:
     """Run one analysis; returns the exit code.
 
     Args:
-        what: ``gradients``, ``features`` or ``parameters``.
-        words: runs (for ``parameters`` one run or config), and ``key=value`` settings.
+        what: a key of `SCHEMAS`.
+        words: runs or configs, and ``key=value`` settings.
 
     Raises:
         UserError: an unknown analysis, no run, or wrong values, runs, data or output folder.
@@ -31,6 +34,8 @@ def analyse(what: str, words: Sequence[str]) -> int:
 def parse_arguments(what: str, words: Sequence[str]) -> AnalyseConfig:
     """Split a command line into runs and settings.
 
+    Where the analysis looks at a config, settings whose key has a dot are changes of the config.
+
     Raises:
         UserError: an unknown analysis, no run, too many, or a wrong setting.
     """
@@ -39,13 +44,18 @@ def parse_arguments(what: str, words: Sequence[str]) -> AnalyseConfig:
     # A folder whose name has an equals sign is a run.
     settings = [word for word in words if "=" in word and not Path(word).exists()]
     runs = [word for word in words if word not in settings]
+    of_config = "overrides" in {field.name for field in dataclasses.fields(SCHEMAS[what])}
+    subject = "config" if of_config else "run"
     if not runs:
-        raise UserError(f"no run is named; give polyscene analyse {what} RUN")
-    if what != "features" and len(runs) > 1:
-        raise UserError(f"analyse {what} looks at one run, not at {len(runs)}; name one")
+        raise UserError(f"no {subject} is named; give polyscene analyse {what} {subject.upper()}")
+    if what not in _OF_SEVERAL and len(runs) > 1:
+        raise UserError(f"analyse {what} looks at one {subject}, not at {len(runs)}; name one")
     if len(set(runs)) < len(runs):
-        raise UserError("a run is named twice; name each once")
-    values = parse_words(settings)
+        raise UserError(f"a {subject} is named twice; name each once")
+    overrides = [word for word in settings if of_config and "." in word.partition("=")[0]]
+    values = parse_words([word for word in settings if word not in overrides])
+    if overrides:
+        values["overrides"] = [*values.get("overrides", ()), *overrides]
     if "runs" in values:
         raise UserError("runs is no key; name them without runs=")
     return build(SCHEMAS[what], {**values, "runs": runs}, source=f"analyse {what}")

@@ -61,10 +61,42 @@ class ParametersConfig(AnalyseConfig):
     arch: str | None = option(None, help="another backbone than the run's or config's")
 
 
+@dataclass(frozen=True, kw_only=True)
+class AffinityConfig(AnalyseConfig):
+    """Pixel affinities that tasks share, against the dilation of the kernel (thesis, figure 5.3)."""
+
+    tasks: tuple[str, ...] | None = option(None, help="tasks to compare; null: all of the config that can be")
+    dilations: tuple[int, ...] = option((1, 2, 4, 8, 16, 32, 64), help="pixels between neighbours in the kernel")
+    kernel: int = option(3, help="side of the kernel, odd")
+    thresholds: dict | None = option(
+        None, help="task -> pairs of pixels that differ by less are similar; null: of the task (depth: 0.1, relative)"
+    )
+    split: Literal["train", "val"] = option("train", help="list of images")
+    max_images: int | None = option(None, help="use so many images, spread evenly over the list; null: all")
+    workers: int = option(2, help="processes that read and count")
+    overrides: tuple[str, ...] = option((), help="keys with a dot are the config's: data.root=DIR")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig(AnalyseConfig):
+    """Parameters, operations, memory and time of networks beside each other (thesis, table 5.6)."""
+
+    reference: str | None = option(None, help="config that the others are compared with; null: the first one")
+    tasks: tuple[str, ...] | None = option(None, help="tasks of all networks; null: of each config")
+    arch: str | None = option(None, help="backbone of all networks; null: of each config")
+    size: tuple[int, int] = option((480, 640), help="height and width of the images, pixels")
+    batch: int = option(1, help="images of a pass (memory and latency)")
+    precision: Literal["fp32", "bf16"] = option("fp32", help="of the networks' arithmetic")
+    repeats: int = option(10, help="timed passes of every network, which take turns; 0: count, and run nothing")
+    overrides: tuple[str, ...] = option((), help="keys with a dot are the configs': model.head_width=64")
+
+
 SCHEMAS: dict[str, type[AnalyseConfig]] = {
     "gradients": GradientsConfig,
     "features": FeaturesConfig,
     "parameters": ParametersConfig,
+    "affinity": AffinityConfig,
+    "resources": ResourcesConfig,
 }
 
 
@@ -83,9 +115,14 @@ def check_values(config: AnalyseConfig) -> None:
         "workers": 0,
         "count": 1,
         "longest": 64,
+        "max_images": 1,
+        "batch": 1,
+        "repeats": 0,
     }
     if isinstance(config, ParametersConfig):
         least["tasks"] = 1
     check_at_least((key, getattr(config, key, None), bound) for key, bound in least.items())
+    if isinstance(config, ResourcesConfig) and min(config.size) < 64:
+        raise UserError(f"size={list(config.size)} is too small; give a height and a width of at least 64 pixels")
     if isinstance(config, FeaturesConfig) and (not config.layers or len(set(config.layers)) < len(config.layers)):
         raise UserError(f"layers={list(config.layers)} must name one or more stages, each once")

@@ -122,7 +122,7 @@ def _maps(
     maps: Maps = {task: {layer: [] for layer in layers} for task in tasks}
     for image in images:
         height, width = image.shape[1:]
-        padded = pad_image(image, multiple=run.saved.options.output_stride)
+        padded = pad_image(image, multiple=run.saved.options.multiple)
         batch = normalise(padded[None].to(device)).contiguous(memory_format=torch.channels_last)
         for task, found in layer_maps(model, batch, tasks, layers).items():
             for layer, (each,) in found.items():

@@ -9,6 +9,7 @@ from rich.table import Table
 from polyscene.downstream.multitask.analysis.parameters import TITLES, Growth, parameter_growth
 from polyscene.downstream.multitask.analysis.pictures import draw_growth
 from polyscene.downstream.multitask.models.build import KINDS, ModelOptions
+from polyscene.downstream.multitask.models.families import Options
 from polyscene.runtime.config import load_config, to_dict
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.progress import ProgressBar
@@ -40,6 +41,15 @@ def analyse_parameters(config: ParametersConfig) -> int:
 
 def _subject(config: ParametersConfig) -> tuple[ModelOptions, str]:
     """Options and backbone of a run or a config."""
+    options, arch = _options(config)
+    if not isinstance(options, ModelOptions):
+        raise UserError(
+            f"'{config.runs[0]}' stands on four scales; this analysis compares what models add to one encoder"
+        )
+    return options, arch
+
+
+def _options(config: ParametersConfig) -> tuple[Options, str]:
     named = Path(config.runs[0])
     if named.is_dir() or named.suffix == ".safetensors":
         saved = open_model(config.runs[0]).saved

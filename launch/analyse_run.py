@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,8 +90,13 @@ def chosen_tasks(run: OpenedRun, tasks: tuple[str, ...] | None) -> tuple[str, ..
     return tasks or run.saved.model.tasks
 
 
-def open_folder(config: AnalyseConfig, what: str) -> RunDirectory | None:
+def open_folder(config: AnalyseConfig, what: str, may_differ: Sequence[str] = HARMLESS) -> RunDirectory | None:
     """The folder for results, to be called once everything that can be refused was looked at; None if it is finished.
+
+    Args:
+        config: of the analysis.
+        what: which one.
+        may_differ: keys that do not change what it finds.
 
     Raises:
         UserError: another config's analysis is there, or the folder is not writable.
@@ -100,7 +106,7 @@ def open_folder(config: AnalyseConfig, what: str) -> RunDirectory | None:
         raise UserError(f"out is required where '{first}' is not a run directory; add out=DIR")
     path = first / "analysis" / what if config.out is None else Path(config.out)
     values = {"analysis": what, **to_dict(config)}
-    path, _ = open_run(path, values, overwrite=config.overwrite, may_differ=HARMLESS)
+    path, _ = open_run(path, values, overwrite=config.overwrite, may_differ=may_differ)
     run = RunDirectory(path)
     if (path / "results.json").exists():
         run.log(f"'{path}' is already finished; overwrite=true starts afresh")

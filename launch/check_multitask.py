@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from polyscene.downstream.multitask.balancing.fixed import Fixed
 from polyscene.downstream.multitask.data.check import Finding, check_images, check_splits
 from polyscene.downstream.multitask.data.opening import PUBLISHED_COUNTS
 from polyscene.downstream.multitask.data.transforms import augment, collate
 from polyscene.downstream.multitask.models.base import DenseModel
-from polyscene.downstream.multitask.models.build import empty_model
+from polyscene.downstream.multitask.models.families import make_empty_model
 from polyscene.downstream.multitask.models.incremental import add_tasks
 from polyscene.downstream.multitask.optimizers import make_optimizer
 from polyscene.downstream.multitask.resources import Resources, measure_resources
@@ -99,6 +100,8 @@ def data_rows(found: Ingredients) -> list[Row]:
         judged = f"{spec.channels} channels, judged by {spec.metric}" + (f" ({choices})" if choices else "")
         trained = "" if name in found.records or not found.records else ", not trained"
         rows.append((f"task {name}", judged + trained))
+    for name, record in found.auxiliary.items():
+        rows.append((f"task {name}", f"{record.channels} channels, auxiliary: learnt from, not judged"))
     return rows
 
 
@@ -118,7 +121,13 @@ def planned_model(config: MultitaskConfig, found: Ingredients) -> DenseModel:
     """A model of the run's shape; its values mean nothing."""
     if found.base is not None:
         return (add_tasks(found.base, found.records, config.seed) if found.records else found.base).model
-    return empty_model(found.options, found.arch, found.channels)
+    return make_empty_model(
+        found.options,
+        found.arch,
+        found.channels,
+        auxiliary=found.auxiliary_channels,
+        image_level=found.image_level,
+    )
 
 
 def cost_rows(resources: Resources) -> list[Row]:
@@ -148,7 +157,15 @@ def speed_row(
     model.to(device, memory_format=torch.channels_last)
     optimizer = make_optimizer(model, "sgd", learning_rate=0.0)
     world = World(rank=0, size=1, device=device)
-    step = DenseStep(model, optimizer, found.train.tasks, {}, world, precision=config.precision)
+    step = DenseStep(
+        model,
+        optimizer,
+        found.train.tasks,
+        Fixed([*found.train.tasks]),
+        world,
+        tasks=tuple(found.records),
+        precision=config.precision,
+    )
     step.on_nonfinite = lambda number, loss: None  # the model's values mean nothing
     seconds = []
     for number in range(2):

@@ -65,11 +65,13 @@ def export_folded(source: Path, out: Path, format: str, tasks: Sequence[str] = (
         One line that says what was written.
 
     Raises:
-        UserError: another format, no multi-task model, a task that it lacks, or packages that ONNX needs are missing.
+        UserError: another format, no multi-task model, one on four scales, a task that it lacks, or packages that ONNX
+            needs are missing.
     """
     from polyscene.downstream.multitask.export.fold import fold_model
     from polyscene.downstream.multitask.export.onnx_file import require_onnx, save_onnx
     from polyscene.downstream.multitask.export.plain_file import plain_header, save_plain
+    from polyscene.downstream.multitask.models.build import ModelOptions
     from polyscene.downstream.multitask.models.model_file import load_model
 
     source, out = Path(source), Path(out)
@@ -85,6 +87,11 @@ def export_folded(source: Path, out: Path, format: str, tasks: Sequence[str] = (
     saved = load_model(source)
     for task in tasks:
         saved.model.check_present(task)
+    if not isinstance(saved.options, ModelOptions):
+        raise UserError(
+            f"'{source}' is a {saved.options.kind} model on four scales, whose tasks are no plain networks to fold; "
+            "use polyscene predict"
+        )
     make_folder(out)
     written = []
     for task in tasks or saved.tasks:

@@ -9,7 +9,8 @@ from polyscene.downstream.multitask.models.model_file import load_model
 from polyscene.runtime.distributed import World, join_world
 from polyscene.runtime.results import read_results
 
-from .multitask_config import MultitaskConfig, check_values
+from .multitask_checks import check_values
+from .multitask_config import MultitaskConfig
 from .multitask_model import Ingredients, as_base, open_ingredients, open_weights
 from .multitask_plan import check_processes, plan_schedule
 from .multitask_results import Comparison, open_comparison, write_seed_results

@@ -1,15 +1,17 @@
-"""Keys of ``polyscene multitask`` and the checks between them."""
+"""Keys of ``polyscene multitask``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from polyscene.runtime.config import option, section
 from polyscene.runtime.errors import UserError
 
-from .limits import check_above_zero, check_at_least
 from .pretrain_config import CheckpointConfig
+
+INTERACTING = ("pad_net", "mti_net")
+MULTI_SCALE_HEADS = ("aggregation", "semantic_fpn")
 
 # Keys that may differ when a run is continued: they do not change the weights it computes.
 HARMLESS = (
@@ -56,6 +58,29 @@ class RcmConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MtiNetConfig:
+    """MTI-Net."""
+
+    fpm: bool = option(True, help="Feature Propagation Modules from coarse scales to fine ones")
+    fpm_softmax: Literal["tasks", "published"] = option(
+        "tasks", help="attention over the tasks, or over adjacent channels as in the published code"
+    )
+    fpm_narrowing: int = option(
+        4, help="of the channels within an FPM: 4 in the published code, 1 in the thesis' costs"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PadNetConfig:
+    """PAD-Net."""
+
+    distillation: Literal["thesis", "published"] = option(
+        "thesis", help="masked features, or the published code's masked second convolution of them"
+    )
+    width: int = option(256, help="channels of a task's features; a multiple of 4")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DenseModelConfig:
     """Network."""
 
@@ -68,14 +93,24 @@ class DenseModelConfig:
         "series_adapters",
         "parallel_adapters",
         "rcm",
-    ] = option("rcm", help="what the tasks share of the encoder")
-    head: Literal["deeplab_v3_plus", "aspp"] = option("deeplab_v3_plus", help="of every task")
-    head_width: int = option(256, help="channels within the heads")
-    output_stride: Literal[8, 16, 32] = option(16, help="image pixels per cell of the last stage")
+        "pad_net",
+        "mti_net",
+    ] = option("rcm", help="what the tasks share of the encoder, or how they interact")
+    head: Literal["deeplab_v3_plus", "aspp", "aggregation", "semantic_fpn"] | None = option(
+        None,
+        help="of every task; aggregation and semantic_fpn (single, multi_task): on a backbone of four scales; null: "
+        "deeplab_v3_plus, or what the kind has",
+    )
+    head_width: int = option(256, help="channels within the heads deeplab_v3_plus and aspp")
+    output_stride: Literal[8, 16, 32] = option(16, help="image pixels per cell of the last stage, for those heads")
+    scales: tuple[int, ...] = option((4, 8, 16, 32), help="backbone of four scales: strides of the maps that are used")
+    pyramid_width: int = option(256, help="backbone of four scales, ResNet: channels of its feature pyramid")
     base: str | None = option(
         None, help="RUN or its model.safetensors: add the tasks to this model, whose other parts stay as they are"
     )
     rcm: RcmConfig = section(RcmConfig, help="reparameterized convolutions")
+    mti_net: MtiNetConfig = section(MtiNetConfig, help="MTI-Net")
+    pad_net: PadNetConfig = section(PadNetConfig, help="PAD-Net")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +139,27 @@ class DenseOptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BalancingConfig:
+    """Weights of the tasks' losses, set anew at every step; task_weights multiply the losses before."""
+
+    strategy: Literal["fixed", "uniform", "uncertainty", "gradnorm", "dwa", "dtp", "mgda", "similar_losses"] = option(
+        "fixed", help="fixed: task_weights as they are; uniform: all 1; the others: thesis, section 3.2"
+    )
+    shared_layers: Literal["last", "all"] = option(
+        "last", help="gradnorm, mgda: gradients of the last shared layers, or of all"
+    )
+    uncertainty_rate: float = option(0.01, help="uncertainty: learning rate of the noise")
+    gradnorm_alpha: float = option(1.0, help="gradnorm: how strongly slow tasks are favoured; 1.5 in its paper")
+    gradnorm_rate: float = option(0.025, help="gradnorm: learning rate of the weights")
+    dwa_temperature: float = option(2.0, help="dwa: softness")
+    dtp_focus: float = option(1.0, help="dtp: gamma")
+    dtp_smoothing: float = option(0.1, help="dtp: weight of the newest KPI; 1 in the thesis")
+    mgda_normalize: Literal["none", "l2", "loss", "loss+"] = option("none", help="mgda: what gradients are divided by")
+    measure_iterations: int = option(100, help="similar_losses: steps that losses are measured for")
+    measure_repeat: bool = option(False, help="similar_losses: measure again and again")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """Evaluation at native resolution."""
 
@@ -114,6 +170,9 @@ class EvaluateConfig:
     all_tasks: bool = option(False, help="with model.base: also evaluate the tasks it had")
     single: str | tuple[str, ...] | None = option(
         None, help="RUN, or [RUN, ...] of single-task models, for Delta (mean relative gain)"
+    )
+    front_ends: bool = option(
+        False, help="mti_net, pad_net: at the end also judge the first predictions of every scale, auxiliary tasks too"
     )
     pictures: int = option(4, help="images whose predictions are drawn; 0: none")
 
@@ -128,7 +187,7 @@ class MultitaskLogConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class MultitaskConfig:
-    """Transfer of a backbone to dense tasks: single-task, multi-task, adapters, RCM."""
+    """Transfer of a backbone to dense tasks: single-task, multi-task, adapters, RCM, PAD-Net, MTI-Net."""
 
     out: str = option(help="run directory; the same command continues it")
     overwrite: bool = option(False, help="remove an earlier run in out first")
@@ -140,6 +199,9 @@ class MultitaskConfig:
     arch: str | None = option(None, help="backbone; null: as the weights say")
     tasks: tuple[str, ...] | None = option(None, help="tasks of the data set, or paths of task files (.py)")
     task: str | None = option(None, help="one task, instead of tasks")
+    auxiliary_tasks: tuple[str, ...] | None = option(
+        None, help="mti_net, pad_net: more tasks to learn from, which only the front end predicts"
+    )
     task_weights: dict | None = option(None, help="task -> weight of its loss; those not named: 1")
     batch_size: int = option(8, help="images per step, over all processes")
     iterations: int | None = option(None, help="length of the schedule in steps; 0: only evaluate model.base")
@@ -148,6 +210,7 @@ class MultitaskConfig:
     data: DenseDataConfig = section(DenseDataConfig, help="images and labels")
     model: DenseModelConfig = section(DenseModelConfig, help="network")
     augmentation: AugmentationConfig = section(AugmentationConfig, help="augmentation")
+    balancing: BalancingConfig = section(BalancingConfig, help="balancing of the tasks' losses")
     optim: DenseOptimConfig = section(DenseOptimConfig, help="optimiser")
     evaluate: EvaluateConfig = section(EvaluateConfig, help="evaluation")
     checkpoint: CheckpointConfig = section(CheckpointConfig, help="saving")
@@ -167,6 +230,16 @@ def chosen_tasks(config: MultitaskConfig) -> tuple[str, ...]:
     return config.tasks
 
 
+def auxiliary_tasks(config: MultitaskConfig) -> tuple[str, ...]:
+    """The tasks that only a front end predicts."""
+    return config.auxiliary_tasks or ()
+
+
+def is_multi_scale(config: MultitaskConfig) -> bool:
+    """Whether the model stands on a backbone of four scales."""
+    return config.model.kind in INTERACTING or config.model.head in MULTI_SCALE_HEADS
+
+
 def only_evaluates(config: MultitaskConfig) -> bool:
     """Whether nothing is to be trained."""
     return config.iterations == 0
@@ -176,82 +249,3 @@ def single_runs(config: MultitaskConfig) -> tuple[str, ...]:
     """The runs of single-task models that results are compared with."""
     named = config.evaluate.single
     return (named,) if isinstance(named, str) else named or ()
-
-
-def check_values(config: MultitaskConfig) -> None:
-    """Refuse values that are of the right type but make no sense.
-
-    Raises:
-        UserError: naming the key, its value and the remedy.
-    """
-    chosen_tasks(config)
-    _check_numbers(config)
-    _check_length(config)
-    _check_task_weights(config.task_weights)
-    if config.seeds is not None and (not config.seeds or len(set(config.seeds)) < len(config.seeds)):
-        raise UserError(f"seeds={list(config.seeds)} must be one or more different numbers; null for the one of seed")
-    if not (config.checkpoint.every_steps or config.checkpoint.every_minutes):
-        raise UserError("checkpoint.every_steps and checkpoint.every_minutes are both null; set one of them")
-    model = config.model
-    if config.weights is None and model.base is None:
-        raise UserError("weights is required: a pretraining run, a weights file, or random; or set model.base=RUN")
-    if model.base is not None and model.kind == "multi_task" and not only_evaluates(config):
-        raise UserError("model.kind=multi_task: a shared encoder cannot take new tasks; model.base needs another kind")
-    if model.rcm.rank is not None and model.kind == "rcm" and not model.rcm.response_init:
-        raise UserError(f"model.rcm.rank={model.rcm.rank:g} needs model.rcm.response_init=true")
-    if config.evaluate.all_tasks and model.base is None:
-        raise UserError("evaluate.all_tasks=true needs model.base, the model whose tasks are evaluated too")
-    smallest = 2 * model.output_stride
-    for key, size in (("augmentation.size", config.augmentation.size), ("evaluate.stretch", config.evaluate.stretch)):
-        if size is not None and min(size) < smallest:
-            raise UserError(
-                f"{key}={list(size)} is too small; with model.output_stride={model.output_stride} use at "
-                f"least {smallest} pixels"
-            )
-
-
-def _check_numbers(c: MultitaskConfig) -> None:
-    at_least: list[tuple[str, Any, float]] = [
-        ("seed", c.seed, 0),
-        *(("seeds", seed, 0) for seed in c.seeds or ()),
-        ("batch_size", c.batch_size, 2),
-        ("iterations", c.iterations, 0),
-        ("max_steps", c.max_steps, 1),
-        ("data.max_val", c.data.max_val, 1),
-        ("data.workers", c.data.workers, 0),
-        ("model.head_width", c.model.head_width, 1),
-        ("model.rcm.init_count", c.model.rcm.init_count, 1),
-        ("optim.momentum", c.optim.momentum, 0),
-        ("optim.weight_decay", c.optim.weight_decay, 0),
-        ("optim.power", c.optim.power, 0),
-        ("evaluate.every_epochs", c.evaluate.every_epochs, 1),
-        ("evaluate.pictures", c.evaluate.pictures, 0),
-        ("checkpoint.every_steps", c.checkpoint.every_steps, 1),
-        ("checkpoint.keep_last", c.checkpoint.keep_last, 1),
-        ("checkpoint.keep_every_epochs", c.checkpoint.keep_every_epochs, 1),
-        ("log.every", c.log.every, 1),
-    ]
-    check_at_least(at_least)
-    above_zero = [
-        ("epochs", c.epochs),
-        ("optim.lr", c.optim.lr),
-        ("checkpoint.every_minutes", c.checkpoint.every_minutes),
-        ("model.rcm.rank", c.model.rcm.rank),
-    ]
-    check_above_zero(above_zero)
-
-
-def _check_length(config: MultitaskConfig) -> None:
-    if not only_evaluates(config) and (config.iterations is None) == (config.epochs is None):
-        given = "neither iterations nor epochs is" if config.epochs is None else "both iterations and epochs are"
-        raise UserError(f"{given} set; give the length of the schedule as one of them, and the other as null")
-    if only_evaluates(config) and config.model.base is None:
-        raise UserError("iterations=0 trains nothing; to evaluate a trained model set model.base=RUN")
-    if only_evaluates(config) and config.seeds is not None:
-        raise UserError("iterations=0 trains nothing, so that seeds have no effect; leave seeds out")
-
-
-def _check_task_weights(weights: dict | None) -> None:
-    for task, weight in (weights or {}).items():
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not weight > 0:
-            raise UserError(f"task_weights.{task}={weight} must be a number above 0")

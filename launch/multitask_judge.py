@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from rich.console import Console
+from torch import nn
 
+from polyscene.downstream.multitask.data.records import DenseImages
 from polyscene.downstream.multitask.evaluation import class_scores, measure
 from polyscene.downstream.multitask.models.base import DenseModel
 from polyscene.downstream.multitask.models.model_file import SavedModel
+from polyscene.downstream.multitask.mti_net.interaction import InteractionModel
+from polyscene.downstream.multitask.mti_net.views import FrontEndView
 from polyscene.downstream.multitask.resources import Resources
 from polyscene.runtime.distributed import World
 from polyscene.runtime.results import Picture
@@ -34,6 +39,7 @@ class Judge:
         self.step: int | None = None  # that the scores are of
         self.scores: dict[str, dict[str, float]] = {}
         self.classes: dict[str, dict[str, float]] = {}
+        self.front_ends: dict[int, dict[str, dict[str, float]]] = {}  # by stride
 
     def __call__(self, model: DenseModel, step: int, console: Console | None = None) -> dict[str, float]:
         """Evaluate, and return the main metric of every task for metrics.jsonl; a collective call.
@@ -43,20 +49,8 @@ class Judge:
             step: optimiser steps it was trained for.
             console: where a progress bar is drawn; None while the training has its own.
         """
-        config, images = self.config, self.found.val
-        metrics = measure(
-            model,
-            images,
-            tasks=tuple(images.tasks),
-            device=self.world.device,
-            precision=config.precision,
-            workers=config.data.workers,
-            world=self.world,
-            stretch=config.evaluate.stretch,
-            multiple=self.found.options.output_stride,
-            batch_size=max(1, config.batch_size // self.world.size),
-            console=console,
-        )
+        images = self.found.val
+        metrics = self._measure(model, images, console)
         self.step = step
         self.scores = {task: metric.compute() for task, metric in metrics.items()}
         self.classes = class_scores(metrics, images.tasks)
@@ -67,11 +61,47 @@ class Judge:
         """Evaluate unless that was just done, draw, and write results.json, which makes the run a finished one."""
         if self.step != step:
             self(saved.model, step, self.run.console)
+        if self.found.front_val is not None:
+            self._judge_front_ends(saved.model)
         if self.run.main:
             pictures = [*self._draw(saved), *spectrum_pictures(self.run.path)]
             extra = {"resources": resources.to_json(), "model_metadata": saved.metadata}
-            write_run_results(self.config, self.found, comparison, self.scores, self.classes, pictures, extra, self.run)
+            write_run_results(
+                self.config,
+                self.found,
+                comparison,
+                self.scores,
+                self.classes,
+                self.front_ends,
+                pictures,
+                extra,
+                self.run,
+            )
         self.world.barrier()
+
+    def _judge_front_ends(self, model: InteractionModel) -> None:
+        """The first predictions at every scale, of main and auxiliary tasks (thesis, table 5.3); a collective call."""
+        images = self.found.front_val
+        for stride in model.deep_strides:
+            self.run.log(f"first predictions at 1/{stride}")
+            metrics = self._measure(FrontEndView(model, stride), images, self.run.console)
+            self.front_ends[stride] = {task: metric.compute() for task, metric in metrics.items()}
+
+    def _measure(self, model: nn.Module, images: DenseImages, console: Console | None) -> dict[str, Any]:
+        config = self.config
+        return measure(
+            model,
+            images,
+            tasks=tuple(images.tasks),
+            device=self.world.device,
+            precision=config.precision,
+            workers=config.data.workers,
+            world=self.world,
+            stretch=config.evaluate.stretch,
+            multiple=self.found.options.multiple,
+            batch_size=max(1, config.batch_size // self.world.size),
+            console=console,
+        )
 
     def _draw(self, saved: SavedModel) -> list[Picture]:
         if not self.config.evaluate.pictures:
@@ -86,5 +116,5 @@ class Judge:
             device=self.world.device,
             precision=self.config.precision,
             stretch=self.config.evaluate.stretch,
-            multiple=saved.options.output_stride,
+            multiple=saved.options.multiple,
         )

@@ -10,21 +10,35 @@ from pathlib import Path
 from polyscene.downstream.multitask.data.opening import (
     TaskRecord,
     TaskSettings,
+    image_level_tasks,
     images_with_people,
     open_dense_images,
     task_records,
 )
 from polyscene.downstream.multitask.data.records import DenseImages
-from polyscene.downstream.multitask.models.build import ModelOptions, build_model
+from polyscene.downstream.multitask.models.build import ModelOptions
+from polyscene.downstream.multitask.models.families import Options, check_architecture, make_model
 from polyscene.downstream.multitask.models.incremental import add_tasks
 from polyscene.downstream.multitask.models.model_file import SavedModel, load_model
+from polyscene.downstream.multitask.mti_net.backbones import random_backbone
+from polyscene.downstream.multitask.mti_net.build import MultiScaleOptions
 from polyscene.downstream.multitask.rcm.moments import Moments
 from polyscene.downstream.multitask.tasks.loading import load_task
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.weights import BackboneWeights, read_weights
 
 from .evaluation import random_weights
-from .multitask_config import MultitaskConfig, chosen_tasks, only_evaluates
+from .multitask_config import (
+    INTERACTING,
+    DenseModelConfig,
+    MtiNetConfig,
+    MultitaskConfig,
+    PadNetConfig,
+    auxiliary_tasks,
+    chosen_tasks,
+    is_multi_scale,
+    only_evaluates,
+)
 from .multitask_moments import InitSource, init_images, known_moments
 
 
@@ -33,9 +47,11 @@ class Ingredients:
     """Everything a run is made of, opened and checked; nothing has been written.
 
     Attributes:
-        train: training images with the tasks to be trained; None where nothing is.
+        train: training images with the tasks to be trained, auxiliary ones last; None where nothing is.
         val: images to evaluate on, with the tasks to be evaluated.
-        records: task to be trained -> what a model file stores of it.
+        front_val: the same images with the tasks of the front ends to be judged; None where none are.
+        records: task to be trained, without auxiliary ones -> what a model file stores of it.
+        auxiliary: the same of tasks that only a front end predicts; those of ``base`` where there is one.
         options: of the model; those of ``base`` where there is one.
         weights: pretrained backbone; None with ``base``.
         base: the model that tasks are added to, or None.
@@ -44,8 +60,10 @@ class Ingredients:
 
     train: DenseImages | None
     val: DenseImages
+    front_val: DenseImages | None
     records: dict[str, TaskRecord]
-    options: ModelOptions
+    auxiliary: dict[str, TaskRecord]
+    options: Options
     weights: BackboneWeights | None
     base: SavedModel | None
     init: InitSource | None
@@ -57,9 +75,19 @@ class Ingredients:
 
     @property
     def channels(self) -> dict[str, int]:
-        """All tasks of the model -> channels of their outputs."""
+        """All tasks of the model but auxiliary ones -> channels of their outputs."""
         old = {} if self.base is None else self.base.tasks
         return {name: record.channels for name, record in {**old, **self.records}.items()}
+
+    @property
+    def image_level(self) -> tuple[str, ...]:
+        """Tasks to be trained that have one output an image; auxiliary ones cannot be, and are named to be refused."""
+        return image_level_tasks({**self.records, **self.auxiliary})
+
+    @property
+    def auxiliary_channels(self) -> dict[str, int]:
+        """Auxiliary task -> channels of its outputs."""
+        return {name: record.channels for name, record in self.auxiliary.items()}
 
 
 def open_ingredients(config: MultitaskConfig) -> Ingredients:
@@ -70,17 +98,29 @@ def open_ingredients(config: MultitaskConfig) -> Ingredients:
     """
     tasks = chosen_tasks(config)
     base = None if config.model.base is None else _open_base(config, tasks)
-    train = None if only_evaluates(config) else open_split(config, config.data.train, tasks)
+    extra = auxiliary_tasks(config)
+    train = None if only_evaluates(config) else open_split(config, config.data.train, (*tasks, *extra))
     val = _open_val(config, tasks, base)
+    front_val = None
+    if config.evaluate.front_ends:
+        known = extra if base is None else [record.source or name for name, record in base.auxiliary.items()]
+        front_val = _open_val(config, (*tasks, *known), base)
+        front_val = front_val.only([name for name, spec in front_val.tasks.items() if not spec.image_level])
     for split in (train, val):
         if split is not None:
             split.read(0)  # a wrong layout or task file shows here, not after the first minutes
-    _check_weighted_tasks(config, val.tasks)
+    _check_weighted_tasks(config, (val if train is None else train).tasks)
     options = model_options(config) if base is None else base.options
-    records = {} if train is None else task_records(train, config.data.kind, task_settings(config))
+    records, auxiliary = {}, {} if base is None else base.auxiliary
+    if train is not None:
+        trained = task_records(train, config.data.kind, task_settings(config))
+        auxiliary = {name: trained.pop(name) for name in list(trained)[len(tasks) :]} or auxiliary
+        records = trained
     weights = None if base is not None else open_weights(config)
+    if weights is not None:
+        check_architecture(options, weights.arch)
     init = open_init(config, weights) if base is None and options.needs_moments else None
-    return Ingredients(train, val, records, options, weights, base, init)
+    return Ingredients(train, val, front_val, records, auxiliary, options, weights, base, init)
 
 
 def task_settings(config: MultitaskConfig) -> TaskSettings:
@@ -109,6 +149,8 @@ def open_weights(config: MultitaskConfig) -> BackboneWeights:
     Raises:
         UserError: no such file, unknown format, or another architecture than ``arch``.
     """
+    if config.weights == "random" and is_multi_scale(config):
+        return random_backbone(config.arch or "resnet50", config.seed)
     if config.weights == "random":
         return random_weights(config.arch or "resnet50", config.seed)
     if (Path(config.weights) / "model.safetensors").exists():
@@ -119,12 +161,28 @@ def open_weights(config: MultitaskConfig) -> BackboneWeights:
     return read_weights(config.weights, config.arch)
 
 
-def model_options(config: MultitaskConfig) -> ModelOptions:
-    """The model's options as its library takes them."""
+def model_options(config: MultitaskConfig) -> Options:
+    """The model's options as its library takes them.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
     model, rcm = config.model, config.model.rcm
+    if is_multi_scale(config):
+        return MultiScaleOptions(
+            kind=model.kind,
+            scales=model.scales,
+            pyramid_width=model.pyramid_width,
+            head=model.head or MultiScaleOptions.head,
+            fpm=model.mti_net.fpm,
+            fpm_softmax=model.mti_net.fpm_softmax,
+            fpm_narrowing=model.mti_net.fpm_narrowing,
+            distillation=model.pad_net.distillation,
+            width=model.pad_net.width,
+        )
     return ModelOptions(
         kind=model.kind,
-        head=model.head,
+        head=model.head or ModelOptions.head,
         output_stride=model.output_stride,
         reparameterize=rcm.reparameterize,
         normalized=rcm.normalized,
@@ -142,23 +200,41 @@ def as_base(config: MultitaskConfig) -> MultitaskConfig:
     """
     if config.model.base is None:
         return config
-    options = load_model(config.model.base).options
+    model = with_options(config.model, load_model(config.model.base).options)
+    if config.evaluate.front_ends and model.kind not in INTERACTING:
+        raise UserError(
+            f"evaluate.front_ends=true: model.base='{config.model.base}' is a {model.kind} model without front ends"
+        )
+    return dataclasses.replace(config, model=model)
+
+
+def with_options(model: DenseModelConfig, options: Options) -> DenseModelConfig:
+    """The section with the keys that `model_options` reads set to these options."""
+    if isinstance(options, MultiScaleOptions):
+        return dataclasses.replace(
+            model,
+            kind=options.kind,
+            head=None if options.interacts else options.head,
+            scales=options.scales,
+            pyramid_width=options.pyramid_width,
+            mti_net=MtiNetConfig(fpm=options.fpm, fpm_softmax=options.fpm_softmax, fpm_narrowing=options.fpm_narrowing),
+            pad_net=PadNetConfig(distillation=options.distillation, width=options.width),
+        )
     rcm = dataclasses.replace(
-        config.model.rcm,
+        model.rcm,
         reparameterize=options.reparameterize,
         normalized=options.normalized,
         response_init=options.response_init,
         rank=options.rank,
     )
-    model = dataclasses.replace(
-        config.model,
+    return dataclasses.replace(
+        model,
         kind=options.kind,
         head=options.head,
         head_width=options.head_width,
         output_stride=options.output_stride,
         rcm=rcm,
     )
-    return dataclasses.replace(config, model=model)
 
 
 def build(found: Ingredients, config: MultitaskConfig, moments: dict[str, Moments] | None) -> SavedModel:
@@ -174,8 +250,16 @@ def build(found: Ingredients, config: MultitaskConfig, moments: dict[str, Moment
     """
     if found.base is not None:
         return add_tasks(found.base, found.records, config.seed) if found.records else found.base
-    model = build_model(found.options, found.weights, found.channels, moments, config.seed)
-    return SavedModel(model, found.arch, found.options, dict(found.records))
+    model = make_model(
+        found.options,
+        found.weights,
+        found.channels,
+        auxiliary=found.auxiliary_channels,
+        moments=moments,
+        seed=config.seed,
+        image_level=found.image_level,
+    )
+    return SavedModel(model, found.arch, found.options, dict(found.records), auxiliary=dict(found.auxiliary))
 
 
 def _open_base(config: MultitaskConfig, tasks: Sequence[str]) -> SavedModel:
@@ -191,10 +275,10 @@ def _open_base(config: MultitaskConfig, tasks: Sequence[str]) -> SavedModel:
             f"task '{taken}' is already in model.base='{config.model.base}' ({', '.join(base.tasks)}); give task=NEW, "
             f"or remove it there first: polyscene tasks remove {config.model.base} {taken} OUT"
         )
-    if not base.options.independent_tasks:
+    if not base.options.takes_tasks:
         raise UserError(
-            f"model.base='{config.model.base}' has kind={base.options.kind}, whose tasks train one encoder together; "
-            "tasks can be added to rcm and other kinds with parts per task only"
+            f"model.base='{config.model.base}' has kind={base.options.kind}, whose encoder is trained; tasks can be "
+            "added to rcm and other kinds with parts per task on a frozen encoder only"
         )
     return base
 

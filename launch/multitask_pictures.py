@@ -10,7 +10,7 @@ from PIL import Image
 from polyscene.downstream.multitask.data.records import DenseImages, Sample
 from polyscene.downstream.multitask.evaluation import predict
 from polyscene.downstream.multitask.models.base import DenseModel
-from polyscene.downstream.multitask.overview import Panel, draw_strip, task_keys
+from polyscene.downstream.multitask.overview import Panel, draw_strip, image_key, task_keys
 from polyscene.downstream.multitask.tasks.spec import TaskSpec
 from polyscene.runtime.files import atomic_writer
 from polyscene.runtime.results import Picture
@@ -56,14 +56,21 @@ def draw_predictions(
 def draw_comparison(sample: Sample, predictions: dict[str, torch.Tensor], specs: dict[str, TaskSpec]) -> Image.Image:
     """Photo and predictions in the upper row, photo and truth in the lower; unlabelled pixels are grey.
 
+    What image-level tasks say stands below the photos.
+
     Args:
         sample: image and targets.
         predictions: task -> prediction on the CPU, see `TaskSpec.activate`.
         specs: the tasks.
     """
     photo = sample.image.permute(1, 2, 0).numpy()
-    upper, lower = [Panel(sample.name, photo)], [Panel("truth", photo)]
+    whole = {task: spec for task, spec in specs.items() if spec.image_level}
+    said = [image_key(spec, predictions[task]) for task, spec in whole.items()]
+    true = [image_key(s, sample.targets[t].values) for t, s in whole.items() if sample.targets[t].valid.any()]
+    upper, lower = [Panel(sample.name, photo, said)], [Panel("truth", photo, true)]
     for task, spec in specs.items():
+        if spec.image_level:
+            continue
         predicted, (values, valid) = predictions[task], sample.targets[task]
         blend = predicted.is_floating_point()
         upper.append(Panel(spec.title, spec.picture(predicted), task_keys(spec, predicted), blend=blend))

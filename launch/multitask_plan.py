@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from polyscene.downstream.multitask.balancing.base import Balancer
+from polyscene.downstream.multitask.balancing.build import make_balancer
 from polyscene.downstream.multitask.data.records import DenseImages
 from polyscene.downstream.multitask.data.transforms import (
     Augmentation,
@@ -63,6 +65,33 @@ def check_processes(config: MultitaskConfig, processes: int) -> None:
         )
 
 
+def open_balancer(config: MultitaskConfig, found: Ingredients, schedule: Schedule) -> Balancer:
+    """The strategy that the config names, for all tasks that are trained.
+
+    Raises:
+        UserError: a value that cannot be.
+    """
+    chosen, tasks = config.balancing, found.train.tasks
+    return make_balancer(
+        chosen.strategy,
+        tuple(tasks),
+        {task: weight for task, weight in (config.task_weights or {}).items() if task in tasks},
+        uncertainty_rate=chosen.uncertainty_rate,
+        # Those with a softmax over classes.
+        classification=[name for name, spec in tasks.items() if spec.classes],
+        gradnorm_alpha=chosen.gradnorm_alpha,
+        gradnorm_rate=chosen.gradnorm_rate,
+        dwa_period=schedule.steps_per_epoch,
+        dwa_temperature=chosen.dwa_temperature,
+        dtp_focus=chosen.dtp_focus,
+        dtp_smoothing=chosen.dtp_smoothing,
+        mgda_normalize=chosen.mgda_normalize,
+        mgda_total=len(tasks),  # as with the other strategies: the learning rate then means the same
+        measure_iterations=chosen.measure_iterations,
+        measure_repeat=chosen.measure_repeat,
+    )
+
+
 def augmentation(config: MultitaskConfig) -> Augmentation:
     """The recipe that the config names."""
     size = config.augmentation.size
@@ -80,10 +109,7 @@ def describe(config: MultitaskConfig, found: Ingredients, schedule: Schedule | N
     options = found.options
     name = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
     source = f"base '{config.model.base}'" if found.base is not None else f"weights '{config.weights}'"
-    lines = [
-        f"{options.kind}, {found.arch} from {source}, {options.head} of width {options.head_width}, "
-        f"output stride {options.output_stride}"
-    ]
+    lines = [f"{options.kind}, {found.arch} from {source}, {options.decoder()}"]
     if found.base is not None:
         lines.append(f"tasks of the base, which stay as they are: {', '.join(found.base.tasks)}")
     if schedule is None:
@@ -92,9 +118,12 @@ def describe(config: MultitaskConfig, found: Ingredients, schedule: Schedule | N
             f"evaluation of {', '.join(found.val.tasks)} on {len(found.val):,} images of '{found.val.split}'",
         ]
     epochs = schedule.end_step / schedule.steps_per_epoch
+    auxiliary = f" (auxiliary: {', '.join(found.auxiliary)})" if found.auxiliary else ""
+    if config.balancing.strategy != "fixed":
+        lines.append(f"weights of the losses: {config.balancing.strategy}")
     return [
         *lines,
-        f"{found.train.title}: {', '.join(found.train.tasks)}; {len(found.train):,} images to train on, "
+        f"{found.train.title}: {', '.join(found.records)}{auxiliary}; {len(found.train):,} images to train on, "
         f"{len(found.val):,} to evaluate on",
         f"{schedule.end_step} steps of {config.batch_size} images of {config.augmentation.size[0]}x"
         f"{config.augmentation.size[1]} ({epochs:.3g} epochs) on {world.size} x {name}, {config.precision}",

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
+from polyscene.downstream.multitask.balancing.base import Balancer
 from polyscene.downstream.multitask.engine import train
 from polyscene.downstream.multitask.loading import train_batches
 from polyscene.downstream.multitask.models.model_file import SavedModel, save_model
@@ -34,7 +35,7 @@ from .multitask_config import HARMLESS, MultitaskConfig
 from .multitask_judge import Judge
 from .multitask_model import Ingredients, build
 from .multitask_moments import response_moments
-from .multitask_plan import augmentation, describe, describe_resources, plan_schedule
+from .multitask_plan import augmentation, describe, describe_resources, open_balancer, plan_schedule
 from .multitask_results import Comparison
 
 MODEL_FILE = "model.safetensors"
@@ -72,14 +73,17 @@ def run_one(
     if schedule is None:
         judge.conclude(saved, comparison, resources)
         return 0
-    state = _create_state(config, found, saved, world)
+    balancer = open_balancer(config, found, schedule).to(world.device)
+    state = _create_state(config, found, saved, balancer, world)
     kept = frozen_statistics(saved, found.records)
     step = DenseStep(
         state.model,
         state.optimizer,
         found.train.tasks,
-        config.task_weights or {},
+        balancer,
         world,
+        tasks=tuple(found.records),
+        shared_layers=config.balancing.shared_layers,
         precision=config.precision,
         sync_batch_norm=config.optim.sync_batch_norm,
     )
@@ -94,7 +98,7 @@ def run_one(
     with settled(saved.model, world, kept):
         if run.main:
             path = run.path / MODEL_FILE
-            save_model(path, saved.model, saved.arch, saved.options, saved.tasks, saved.metadata)
+            save_model(path, saved)
             run.log(f"trained for {state.step} steps; model: '{path}'")
         judge.conclude(saved, comparison, resources, state.step)
     return 0
@@ -141,7 +145,9 @@ def _moments(
     )
 
 
-def _create_state(config: MultitaskConfig, found: Ingredients, saved: SavedModel, world: World) -> MultitaskState:
+def _create_state(
+    config: MultitaskConfig, found: Ingredients, saved: SavedModel, balancer: Balancer, world: World
+) -> MultitaskState:
     optimizer = make_optimizer(
         saved.model,
         config.optim.kind,
@@ -154,7 +160,7 @@ def _create_state(config: MultitaskConfig, found: Ingredients, saved: SavedModel
         "dataset": f"{config.data.kind}:{len(found.train)}",
         "config_hash": run_hash(to_dict(config), HARMLESS),
     }
-    return MultitaskState(saved.model, optimizer, world, identity)
+    return MultitaskState(saved.model, optimizer, world, identity, balancer=balancer)
 
 
 def _train(

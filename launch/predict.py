@@ -49,7 +49,7 @@ def predict(model: Path, words: Sequence[str]) -> int:
             specs,
             out,
             precision=config.precision,
-            multiple=saved.options.output_stride,
+            multiple=saved.options.multiple,
             longest=config.longest,
             arrays=config.arrays,
             progress=bar.update,

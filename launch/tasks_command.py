@@ -34,7 +34,7 @@ def list_tasks(run: Path) -> int:
     table.add_row("whole model", "", "", f"{counts.total:,}")
     output = Console(highlight=False)
     output.print(
-        f"{run}: {options.kind}, {saved.arch}, {options.head} of width {options.head_width}",
+        f"{run}: {options.kind}, {saved.arch}, {options.decoder()}",
         markup=False,
         soft_wrap=True,
     )
@@ -75,5 +75,5 @@ def _new_file(out: Path, sources: Sequence[Path]) -> Path:
 
 def _write(path: Path, saved: SavedModel) -> str:
     make_folder(path.parent)
-    save_model(path, saved.model, saved.arch, saved.options, saved.tasks, saved.metadata)
+    save_model(path, saved)
     return f"{path}: {saved.options.kind} {saved.arch} with {', '.join(saved.tasks)}"

@@ -23,7 +23,7 @@ from .files import atomic_writer
 from .weight_formats.architectures import (
     TORCHVISION_ARCHITECTURES,
     difference,
-    expected_shapes,
+    difference_to,
     find_architecture,
     with_counters,
 )
@@ -66,8 +66,8 @@ def read_weights(path: Path | str, arch: str | None = None, *, with_training: bo
     """Read a backbone from a run directory or from any known weight file.
 
     Known are: a PolyScene run directory, its ``backbone.safetensors`` and training checkpoints; MoCo checkpoints;
-    torchvision and timm ResNet state dicts (.pth or .safetensors); SwAV, DeepCluster-v2 and DINO ResNets; VISSL
-    trunks; detectron2 backbones. Nothing in the file is ever run.
+    torchvision and timm state dicts of ResNets, timm's of HRNets (.pth or .safetensors); SwAV, DeepCluster-v2 and DINO
+    ResNets; VISSL trunks; detectron2 backbones. Nothing in the file is ever run.
 
     Args:
         path: the file or run directory.
@@ -76,10 +76,11 @@ def read_weights(path: Path | str, arch: str | None = None, *, with_training: bo
             read from its newest checkpoint).
 
     Returns:
-        Complete weights: exactly the tensors of ``timm.create_model(arch, num_classes=0)``.
+        Complete weights: exactly the tensors of ``timm.create_model(arch, num_classes=0)``; of an HRNet, those of the
+        parts that only its classifier uses where the file has them.
 
     Raises:
-        UserError: no such file; not weights, damaged or unsafe; not a ResNet; incomplete; not finite; the
+        UserError: no such file; not weights, damaged or unsafe; neither ResNet nor HRNet; incomplete; not finite; the
             architecture is unclear or not `arch`.
     """
     path = Path(path)
@@ -158,7 +159,7 @@ def write_weights(weights: BackboneWeights, path: Path | str, format: str = "saf
         raise UserError(f"format {format!r} is not known; choose one of {', '.join(WRITABLE_FORMATS)}")
     state, _ = with_counters(_own_copies(weights.state))
     weights = replace(weights, state=state)
-    count, phrase = difference(_shapes(state), expected_shapes(weights.arch))
+    count, phrase = difference_to(weights.arch, _shapes(state))
     if count:
         raise UserError(f"{path}: not written, the weights are not a complete {weights.arch}: {phrase}")
     if format == "safetensors":
@@ -196,7 +197,9 @@ def _parse(raw: Mapping[str, Any], path: Path, with_training: bool) -> Parsed:
         or parse_torchvision(raw)
     )
     if parsed is None or not parsed.backbone:
-        raise UserError(f"{path}: {_resemblance(raw)}; give a ResNet in one of the formats listed in the README")
+        raise UserError(
+            f"{path}: {_resemblance(raw)}; give a ResNet or HRNet in one of the formats listed in the README"
+        )
     return parsed
 
 
@@ -233,7 +236,7 @@ def _settle_architecture(parsed: Parsed, state: Mapping[str, Tensor], arch: str 
     subject = f"{path} ({parsed.source_format})"
     shapes = _shapes(state)
     if arch is not None:
-        count, phrase = difference(shapes, expected_shapes(arch))
+        count, phrase = difference_to(arch, shapes)
         if count:
             raise UserError(f"{subject}: is not {arch}: {phrase}; leave arch out to have it found")
         return arch
@@ -244,7 +247,7 @@ def _settle_architecture(parsed: Parsed, state: Mapping[str, Tensor], arch: str 
 
 def _fits(arch: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     try:
-        return difference(shapes, expected_shapes(arch))[0] == 0
+        return difference_to(arch, shapes)[0] == 0
     except UserError:  # a name that only the program that wrote the file knows
         return False
 

@@ -32,8 +32,8 @@ def train(
 ) -> bool:
     """Train from ``state.step`` to ``schedule.end_step``, or until asked to stop; saves at the end either way.
 
-    Writes to metrics.jsonl: ``loss`` (weighted sum), ``loss_TASK`` (unweighted), ``learning_rate``, ``epoch``,
-    ``images_per_second``, ``data_wait_percent``; means since the last line.
+    Writes to metrics.jsonl: ``loss`` (weighted sum), ``loss_TASK`` (unweighted), ``weight_TASK``, ``learning_rate``,
+    ``epoch``, ``images_per_second``, ``data_wait_percent``; means since the last line.
 
     Args:
         step: the step.
@@ -90,13 +90,14 @@ class _MultitaskTraining(Training[Batch]):
         self.recent = {step: kept for step, kept in self.recent.items() if step == self.state.step - 1}
         self.recent[self.state.step] = batch
         losses = self.step.step(batch, step=self.state.step, learning_rate=self.schedule.rate(self.state.step))
-        self.names = list(losses.tasks)
-        self.window.add(torch.stack([losses.total, *losses.tasks.values()]))
+        self.names = list(losses.weights)
+        self.window.add(torch.stack([losses.total, *(losses.tasks[name] for name in self.names), *losses.weights.values()]))
         return len(batch.names)
 
     def window_metrics(self) -> dict[str, float]:
         values = self.world.mean(self.window.take()).tolist()
-        return dict(zip(["loss", *(f"loss_{name}" for name in self.names)], values))
+        names = [f"{what}_{name}" for what in ("loss", "weight") for name in self.names]
+        return dict(zip(["loss", *names], values))
 
     def headline(self, metrics: dict[str, float]) -> str:
         return "  ".join(f"{name} {metrics[f'loss_{name}']:.3f}" for name in self.names)

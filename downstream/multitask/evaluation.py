@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyscene.runtime.distributed import World
 from polyscene.runtime.features import normalise
@@ -18,9 +18,8 @@ from polyscene.runtime.worker_loader import WorkerLoader
 from .data.records import DenseImages, Sample
 from .data.transforms import pad_image, stretch_image
 from .edge_counting import EdgeCounter, is_counted
-from .models.base import DenseModel
 from .step import resized
-from .tasks.spec import TaskSpec
+from .tasks.spec import TaskSpec, target_size
 
 Size = tuple[int, int]
 
@@ -30,7 +29,7 @@ _WAITING = 4
 
 @torch.no_grad()
 def measure(
-    model: DenseModel,
+    model: nn.Module,
     images: DenseImages,
     *,
     tasks: Sequence[str],
@@ -46,12 +45,12 @@ def measure(
     """Task -> its metric over all images; the same on every process.
 
     Predictions are compared with the targets at their own resolution. Images are padded at the right and bottom, and
-    the outputs cut back; or stretched, and the raw outputs resized (bilinear) back. Images whose padded sizes agree
-    are run together.
+    the outputs cut back; or stretched, and the raw outputs resized (bilinear) back. Outputs of image-level tasks stay
+    as they are. Images whose padded sizes agree are run together.
 
     Args:
-        model: on ``device``; its training mode is put back afterwards. With several processes the same on all of them
-            (`polyscene.runtime.batch_norm.averaged_statistics`).
+        model: a `DenseModel`, or what is called like one, on ``device``; its training mode is put back afterwards. With
+            several processes the same on all of them (`polyscene.runtime.batch_norm.averaged_statistics`).
         images: the split, with at least ``tasks``.
         tasks: what to run and judge.
         device: where the model is.
@@ -103,7 +102,7 @@ def measure(
 
 @torch.no_grad()
 def predict(
-    model: DenseModel,
+    model: nn.Module,
     images: Sequence[Tensor],
     specs: Mapping[str, TaskSpec],
     device: torch.device,
@@ -115,7 +114,7 @@ def predict(
     """Activated predictions of images that are run together.
 
     Args:
-        model: on ``device``, in evaluation mode.
+        model: as in :func:`measure`, in evaluation mode.
         images: (3, H, W) uint8 of any sizes that agree once padded or stretched.
         specs: the tasks wanted.
         device: where the model is.
@@ -124,7 +123,8 @@ def predict(
         multiple: of which the padded sides are multiples.
 
     Returns:
-        For every image, task -> prediction at the image's size as `TaskSpec.activate` returns it, without N.
+        For every image, task -> prediction at the image's size (1x1 of image-level tasks) as `TaskSpec.activate`
+        returns it, without N.
     """
     prepared = [pad_image(i, multiple=multiple) if stretch is None else stretch_image(i, stretch) for i in images]
     batch = normalise(torch.stack(prepared).to(device)).contiguous(memory_format=torch.channels_last)
@@ -135,7 +135,7 @@ def predict(
         for index, image in enumerate(images):
             size = (image.shape[1], image.shape[2])
             output = outputs[name][index : index + 1].float()
-            own = output[..., : size[0], : size[1]] if stretch is None else resized(output, size)
+            own = output[..., : size[0], : size[1]] if stretch is None else resized(output, target_size(spec, size))
             results[index][name] = spec.activate(own)[0]
     return results
 
@@ -143,15 +143,18 @@ def predict(
 def class_scores(metrics: Mapping[str, Any], specs: Mapping[str, TaskSpec]) -> dict[str, dict[str, float]]:
     """Task -> class -> IoU, for tasks with named classes; classes that do not occur are left out.
 
+    Of image-level tasks, the share of a class's images that are found.
+
     Args:
         metrics: what :func:`measure` returned.
         specs: the tasks.
     """
-    return {
-        name: {label: iou for label, iou in zip(specs[name].classes, metric.class_iou()) if iou == iou}
-        for name, metric in metrics.items()
-        if specs[name].classes and hasattr(metric, "class_iou")
-    }
+    found = {}
+    for name, metric in metrics.items():
+        of_classes = getattr(metric, "class_accuracy" if specs[name].image_level else "class_iou", None)
+        if specs[name].classes and of_classes is not None:
+            found[name] = {label: score for label, score in zip(specs[name].classes, of_classes()) if score == score}
+    return found
 
 
 def batches_by_size(

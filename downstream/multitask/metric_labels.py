@@ -19,6 +19,8 @@ class _Kind(NamedTuple):
 
 _KINDS = {
     "miou": _Kind("mIoU"),
+    "accuracy": _Kind("accuracy"),
+    "mean_class_accuracy": _Kind("mean class accuracy", "%", "higher"),
     "pixel_accuracy": _Kind("pixel accuracy", "%", "higher"),
     "iou": _Kind("max. IoU"),
     "max_f": _Kind("max. F"),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .image_labels import class_name, label_of, predicts_classes
 from .tasks.spec import TaskSpec
 
 PANEL = 400
@@ -59,22 +60,38 @@ def draw_overview(
     """Put a photo and its coloured predictions side by side.
 
     Below a task of classes stand the largest ones with their colours and shares; below one in metres the least and
-    the most.
+    the most. What image-level tasks say stands below the photo.
 
     Args:
         photo: (H, W, 3) uint8.
         name: of the photo.
-        pictures: task -> (H, W, 3) uint8.
-        predictions: task -> what the picture shows.
+        pictures: task -> (H, W, 3) uint8, of the dense tasks.
+        predictions: task -> what the picture shows; of image-level tasks see `label_of`.
         specs: the tasks.
     """
-    panels = [Panel(name, photo)]
+    captions = [image_key(spec, predictions[task]) for task, spec in specs.items() if spec.image_level]
+    panels = [Panel(name, photo, captions)]
     for task, picture in pictures.items():
         values = predictions[task]
         panels.append(
             Panel(specs[task].title, picture, task_keys(specs[task], values), blend=values.is_floating_point())
         )
     return draw_strip(panels)
+
+
+def image_key(spec: TaskSpec, values: Tensor) -> Key:
+    """A line that says what an image-level task says of an image.
+
+    Args:
+        spec: the task.
+        values: see `label_of`.
+    """
+    label, probability = label_of(spec, values)
+    shown = "" if probability is None else f" {round(100 * probability)}%"
+    colour = _PAPER
+    if predicts_classes(spec):
+        colour = _colour(spec, int(values.argmax() if values.is_floating_point() else values))
+    return Key(f"{spec.title}: {label}{shown}", colour)
 
 
 def task_keys(spec: TaskSpec, values: Tensor) -> list[Key]:
@@ -91,7 +108,7 @@ def task_keys(spec: TaskSpec, values: Tensor) -> list[Key]:
             share = int(counts[label]) / values.numel()
             if share == 0:
                 break
-            title = spec.classes[label] if label < len(spec.classes) else f"class {label}"
+            title = class_name(spec, label)
             keys.append(Key(f"{title} {'<1' if share < 0.01 else round(100 * share)}%", _colour(spec, label)))
         return keys
     if spec.unit == "m":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +19,12 @@ from polyscene.runtime.files import atomic_writer, make_folder
 from polyscene.runtime.images import UnreadableImage, read_image
 
 from .data.transforms import pad_image
+from .image_labels import image_prediction, write_label_table
 from .models.base import DenseModel
 from .overview import draw_overview
 from .tasks.spec import TaskSpec
+
+TABLE = "predictions.csv"
 
 
 class Unreadable(NamedTuple):
@@ -44,6 +47,7 @@ class PredictionFiles:
         pictures: photo -> task -> PNG.
         overviews: photo -> PNG of photo and all tasks.
         arrays: photo -> NPZ, where asked for.
+        table: CSV of what image-level tasks say; None if there are none, or no photo can be read.
         unreadable: photos that could not be decoded, in their order; nothing was written for them.
     """
 
@@ -51,6 +55,7 @@ class PredictionFiles:
     overviews: dict[Path, Path]
     arrays: dict[Path, Path]
     unreadable: list[Unreadable]
+    table: Path | None = None
 
 
 @torch.no_grad()
@@ -78,7 +83,8 @@ def predict(
             enlarged again. None: never. Objects should appear about as large as in the training images.
 
     Returns:
-        Task -> prediction on the CPU: (H, W) classes, probabilities or metres, or (3, H, W) unit vectors.
+        Task -> prediction on the CPU: (H, W) classes, probabilities or metres, or (3, H, W) unit vectors; of an
+        image-level task `image_prediction`: (channels,) class probabilities or values.
 
     Raises:
         UserError: a task that the model does not have.
@@ -96,6 +102,9 @@ def predict(
         outputs = model(batch, tuple(specs)).final
     predictions = {}
     for task, spec in specs.items():
+        if spec.image_level:
+            predictions[task] = image_prediction(spec, outputs[task].float()).cpu()
+            continue
         output = outputs[task].float()[..., : inner[0], : inner[1]]
         if inner != size:
             output = F.interpolate(output, size, mode="bilinear", align_corners=False)
@@ -117,7 +126,8 @@ def predict_files(
 ) -> PredictionFiles:
     """Predict photos one by one and write ``NAME_TASK.png``, ``NAME_overview.png`` and, if asked, ``NAME.npz``.
 
-    A photo that cannot be decoded is reported and the others go on. Existing files are replaced.
+    What image-level tasks say stands in ``predictions.csv``, a line a photo, and in the overviews. A photo that cannot
+    be decoded is reported and the others go on. Existing files are replaced.
 
     Args:
         model: in evaluation mode, on the device to be used.
@@ -125,7 +135,8 @@ def predict_files(
         specs: tasks of the model to predict.
         out: folder; made if absent.
         precision, multiple, longest: see :func:`predict`.
-        arrays: also write the predictions as numbers, an array per task: classes as uint8 or int16, others float32.
+        arrays: also write the predictions as numbers, an array per task: classes as uint8 or int16, others float32;
+            class probabilities of image-level tasks.
         progress: called with the number of photos done.
 
     Raises:
@@ -140,6 +151,8 @@ def predict_files(
     _check_no_photo_is_replaced(paths, names, specs, out)
     make_folder(out)
     files = PredictionFiles({}, {}, {}, [])
+    whole = {task: spec for task, spec in specs.items() if spec.image_level}
+    rows: list[tuple[str, dict[str, Tensor]]] = []
     for done, (path, name) in enumerate(zip(paths, names), start=1):
         try:
             image = read_image(path)
@@ -154,9 +167,13 @@ def predict_files(
                 pixels = f"{image.shape[2]} x {image.shape[1]} pixels"
                 raise UserError(f"'{path}' with {pixels} does not fit into memory; set longest=1024 or less") from error
             _write(files, path, out / name, image, predictions, specs, arrays)
+            rows.append((str(path), {task: predictions[task] for task in whole}))
         if progress is not None:
             progress(done)
-    return files
+    if not whole or not rows:
+        return files
+    write_label_table(out / TABLE, whole, rows)
+    return replace(files, table=out / TABLE)
 
 
 def output_names(paths: Sequence[Path]) -> list[str]:
@@ -197,7 +214,7 @@ def _write(
     specs: Mapping[str, TaskSpec],
     arrays: bool,
 ) -> None:
-    pictures = {task: spec.picture(predictions[task]) for task, spec in specs.items()}
+    pictures = {task: spec.picture(predictions[task]) for task, spec in specs.items() if not spec.image_level}
     files.pictures[photo] = {}
     for task, picture in pictures.items():
         path = stem.with_name(f"{stem.name}_{task}.png")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyscene.runtime.errors import UserError
-from polyscene.runtime.results import Evaluation, Picture, Published, read_results
+from polyscene.runtime.results import Evaluation, Metric, Picture, Published, read_results
 
 from .data.records import DenseImages
 from .metric_labels import DELTA, metric_of
@@ -17,13 +17,19 @@ from .metrics.delta import delta_mtl
 from .tasks.spec import TaskSpec
 
 # Runs whose results differ in one of these are not compared.
-_COMPARED = ("dataset", "split", "images", "stretch", "arch")
+_COMPARED = ("dataset", "split", "images", "stretch", "arch", "multi_scale")
 
 Scores = Mapping[str, Mapping[str, float]]
 
 
 def scores_protocol(
-    images: DenseImages, *, kind: str, arch: str, model_kind: str, stretch: tuple[int, int] | None = None
+    images: DenseImages,
+    *,
+    kind: str,
+    arch: str,
+    model_kind: str,
+    multi_scale: bool = False,
+    stretch: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The choices that decide the scores, as entries of results.json's ``protocol``; plain values.
 
@@ -31,6 +37,7 @@ def scores_protocol(
         images: the evaluated split with the evaluated tasks.
         kind: of the data set, such as ``nyud``.
         arch: backbone.
+        multi_scale: whether the backbone has four scales (a feature pyramid, or HRNet).
         model_kind: such as ``rcm``; ``single`` may be referred to by `single_task_results`.
         stretch: (height, width) that images were stretched to; None: native, padded.
     """
@@ -40,6 +47,7 @@ def scores_protocol(
         "images": len(images),
         "stretch": None if stretch is None else list(stretch),
         "arch": arch,
+        "multi_scale": multi_scale,
         "model_kind": model_kind,
         "task_protocols": {name: dict(spec.protocol) for name, spec in images.tasks.items()},
     }
@@ -56,6 +64,8 @@ def make_evaluation(
     published: Sequence[Published] = (),
     class_scores: Sequence[Mapping[str, Mapping[str, float]]] = (),
     pictures: Sequence[Picture] = (),
+    more: Sequence[Metric] = (),
+    more_values: Sequence[Mapping[str, float]] = (),
     command: str = "multitask",
 ) -> Evaluation:
     """Put a run's scores together: the main metric of every task, ``delta``, then all others.
@@ -73,6 +83,8 @@ def make_evaluation(
         published: rows of papers, see `published.published_rows`.
         class_scores: for every seed, task -> class -> IoU (`evaluation.class_scores`); means are kept.
         pictures: pictures beside results.json.
+        more: further metrics, at the end.
+        more_values: for every seed, their values by key.
         command: the command that made it.
 
     Raises:
@@ -93,7 +105,9 @@ def make_evaluation(
         for values, one in zip(per_seed, scores):
             values[DELTA.key] = _delta(one, specs, single)
         main.append(DELTA)
-    metrics = [m for m in (*main, *others) if all(math.isfinite(values.get(m.key, math.nan)) for values in per_seed)]
+    for values, further in zip(per_seed, more_values):
+        values.update(further)
+    metrics = [m for m in (*main, *others, *more) if all(math.isfinite(values.get(m.key, math.nan)) for values in per_seed)]
     columns = {metric.key: [values[metric.key] for values in per_seed] for metric in metrics}
     return Evaluation(
         command=command,

@@ -29,7 +29,16 @@ _BY_SKELETON: dict[tuple[bool, tuple[int, ...]], tuple[str, ...]] = {
     ),
     (True, (3, 8, 36, 3)): ("resnet152", "resnet152c", "resnet152d", "resnet152s", "seresnet152"),
     (True, (3, 24, 36, 3)): ("resnet200", "resnet200d"),
+    # HRNets have one stage of this kind; what follows it shows in names and shapes.
+    (True, (1,)): ("hrnet_w18_small",),
+    (True, (2,)): ("hrnet_w18_small_v2",),
+    (True, (4,)): (
+        *("hrnet_w18", "hrnet_w30", "hrnet_w32", "hrnet_w40", "hrnet_w44", "hrnet_w48", "hrnet_w64"),
+        *("hrnet_w18_ssld", "hrnet_w48_ssld"),
+    ),
 }
+# Parts of an HRNet that only lead from its four scales to a class: files of features go without some or all of them.
+_HRNET_POOLING = ("incre_modules.", "downsamp_modules.", "final_layer.")
 # The networks that torchvision has, under the same names and keys.
 TORCHVISION_ARCHITECTURES = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "wide_resnet50_2", "wide_resnet101_2"),
@@ -89,8 +98,26 @@ def difference(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[
     return len(missing) + len(unexpected) + len(misshaped), ", ".join(parts)
 
 
+def difference_to(arch: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, str]:
+    """How a state dict differs from a backbone; an HRNet may lack whole parts that only its classifier uses.
+
+    Args:
+        arch: timm name.
+        shapes: key -> shape, counters included.
+
+    Returns:
+        See `difference`.
+
+    Raises:
+        UserError: see `expected_shapes`.
+    """
+    absent = tuple(part for part in _HRNET_POOLING if not any(key.startswith(part) for key in shapes))
+    wanted = expected_shapes(arch)
+    return difference(shapes, {key: shape for key, shape in wanted.items() if not key.startswith(absent)})
+
+
 def find_architecture(shapes: Mapping[str, tuple[int, ...]], subject: str) -> str:
-    """The timm name of the network with exactly these keys and shapes.
+    """The timm name of the network with exactly these keys and shapes, see `difference_to`.
 
     Networks that differ only in operations without weights (``resnetblur50`` from ``resnet50``) cannot be told
     apart and count as the plain one; their users name them.
@@ -108,7 +135,7 @@ def find_architecture(shapes: Mapping[str, tuple[int, ...]], subject: str) -> st
     differences: dict[str, tuple[int, str]] = {}
     for name in _BY_SKELETON.get((bottleneck, depths), ()):
         if timm.is_model(name):
-            differences[name] = difference(shapes, expected_shapes(name))
+            differences[name] = difference_to(name, shapes)
             if differences[name][0] == 0:
                 return name
     nearest = min(differences, key=lambda name: differences[name][0], default=None)
@@ -121,7 +148,7 @@ def find_architecture(shapes: Mapping[str, tuple[int, ...]], subject: str) -> st
     blocks = "bottleneck" if bottleneck else "basic"
     raise UserError(
         f"{subject}: {blocks} blocks {'-'.join(map(str, depths)) or 'none'} in {len(shapes)} tensors fit no "
-        "ResNet known here; give the timm name with arch=NAME"
+        "ResNet or HRNet known here; give the timm name with arch=NAME"
     )
 
 

@@ -35,7 +35,8 @@ class BackboneWeights:
     """A backbone's weights in the one form that the package works with.
 
     Args:
-        arch: timm name; ``timm.create_model(arch, num_classes=0)`` has exactly the keys of `state`.
+        arch: timm name; ``timm.create_model(arch, num_classes=0)`` has exactly the keys of `state` (of an HRNet, the
+            parts that only its classifier uses may be missing).
         state: key -> tensor, torchvision/timm names, float32 on the CPU, no classifier or projection head.
         metadata: facts about the training, as strings (``epochs``, ``step``, ``dataset``, ``config_hash``).
         source_format: which format it was read from, in words.

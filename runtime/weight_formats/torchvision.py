@@ -1,4 +1,4 @@
-"""State dicts with torchvision's and timm's ResNet names: supervised, SwAV, DeepCluster-v2 and DINO."""
+"""State dicts with torchvision's and timm's names of ResNets and HRNets: supervised, SwAV, DeepCluster-v2 and DINO."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def parse_dino(raw: Mapping[str, Any]) -> Parsed | None:
 
 
 def parse_torchvision(raw: Mapping[str, Any]) -> Parsed | None:
-    """Translate a state dict with ResNet names, at the top or under ``state_dict`` / ``model``; None if not one.
+    """Translate a state dict with ResNet or HRNet names, at the top or under ``state_dict`` / ``model``, or None.
 
-    Classifiers (``fc``) and the heads of SwAV and DeepCluster-v2 are left aside. A ``module.`` before every name
-    is dropped.
+    Classifiers (``fc``, of HRNets ``classifier``) and the heads of SwAV and DeepCluster-v2 are left aside. A
+    ``module.`` before every name is dropped.
     """
     state = state_dict_of(raw)
     if not ("conv1.weight" in state or "conv1.0.weight" in state) or not any(
         key.startswith("layer1.") for key in state
     ):
         return None
-    backbone, left_aside = set_aside(state, ("fc.", *_CLUSTERING_HEADS))
+    backbone, left_aside = set_aside(state, ("fc.", "classifier.", *_CLUSTERING_HEADS))
     clustering = any(key.startswith(_CLUSTERING_HEADS) for key in state)
     metadata = {str(key): str(value) for key, value in raw.get("safetensors_metadata", {}).items() if key != "format"}
     if isinstance(raw.get("epoch"), int):

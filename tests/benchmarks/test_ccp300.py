@@ -14,7 +14,8 @@ from PIL import Image
 
 from polyscene.downstream.multitask.data.check import check_images, check_splits
 from polyscene.downstream.multitask.data.opening import open_dense_images
-from polyscene.launch.multitask_config import MultitaskConfig, check_values
+from polyscene.launch.multitask_checks import check_values
+from polyscene.launch.multitask_config import MultitaskConfig
 from polyscene.runtime.config import load_config
 from polyscene.runtime.errors import UserError
 

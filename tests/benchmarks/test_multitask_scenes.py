@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from polyscene.launch.multitask_config import MultitaskConfig, check_values
+from polyscene.launch.multitask_checks import check_values
+from polyscene.launch.multitask_config import MultitaskConfig
 from polyscene.runtime.config import load_config
 
 FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "multitask_scenes.py"
@@ -26,7 +27,7 @@ def scenes_script():
 
 @pytest.fixture
 def sweep(scenes_script, tmp_path):
-    options = ["--scenes", str(tmp_path / "scenes"), "--out", str(tmp_path / "sweep"), "--seeds", "0", "1"]
+    options = ["encoder", "--scenes", str(tmp_path / "scenes"), "--out", str(tmp_path / "sweep"), "--seeds", "0", "1"]
     return scenes_script.Sweep(scenes_script.parse([*options, "--json", str(tmp_path / "results" / "r.json")]))
 
 
@@ -38,24 +39,28 @@ def finish(sweep, init, kind, seed, segmentation, depth, normals=30.0, edges=0.6
     (folder / "results.json").write_text(json.dumps({**results, "protocol": {"resources": {"trained": 7_160_000}}}))
 
 
-def test_all_runs_have_valid_configs_of_equal_length(scenes_script, sweep, tmp_path):
+@pytest.mark.parametrize("study", ["encoder", "interaction", "balancing"])
+def test_all_runs_have_valid_configs_of_equal_length(scenes_script, tmp_path, study):
+    sweep = scenes_script.Sweep(scenes_script.parse([study, "--out", str(tmp_path)]))
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(scenes_script.CONFIG))
-    seen = set()
-    for init in ("random", "SSL"):
-        for kind in scenes_script.KINDS:
-            config = load_config(MultitaskConfig, str(path), sweep.words(init, kind, 1))
+    path.write_text(yaml.safe_dump(sweep.config()))
+    seen, models = set(), set()
+    for init in sweep.inits:
+        for model in sweep.study.models:
+            config = load_config(MultitaskConfig, str(path), sweep.words(init, model, 1))
             check_values(config)
-            assert config.model.kind == kind
             assert config.seed == 1
-            assert config.evaluate.single == (None if kind == "single" else str(sweep.folder(init, "single", 1)))
+            assert config.tasks == sweep.study.tasks
+            assert config.evaluate.single == (None if model == "single" else str(sweep.folder(init, "single", 1)))
             assert config.weights == ("random" if init == "random" else "runs/demo/pretrain")
+            models.add(str((config.model, config.balancing, config.auxiliary_tasks, config.task_weights)))
             seen.add((config.iterations, config.batch_size, config.augmentation.size, config.optim.lr))
     assert len(seen) == 1
+    assert len(models) == len(sweep.study.models)
 
 
 def test_another_initialisation_can_be_added(scenes_script, tmp_path):
-    sweep = scenes_script.Sweep(scenes_script.parse(["--init", "supervised=a=b.pt", "--pretrained", "mine"]))
+    sweep = scenes_script.Sweep(scenes_script.parse(["encoder", "--init", "supervised=a=b.pt", "--pretrained", "mine"]))
     assert sweep.inits == {"random": "random", "SSL": "mine", "supervised": "a=b.pt"}
     assert "weights=a=b.pt" in sweep.words("supervised", "rcm", 0)
 
@@ -76,7 +81,7 @@ def test_single_task_models_come_first_and_finished_runs_are_not_repeated(sweep,
 
 def test_scenes_and_backbone_are_made_only_where_they_do_not_exist(scenes_script, tmp_path, monkeypatch):
     root, backbone = tmp_path / "scenes", tmp_path / "pretrain"
-    words = ["--scenes", str(root), "--pretrained", str(backbone), "--out", str(tmp_path / "sweep")]
+    words = ["encoder", "--scenes", str(root), "--pretrained", str(backbone), "--out", str(tmp_path / "sweep")]
     sweep, called = scenes_script.Sweep(scenes_script.parse(words)), []
     monkeypatch.setattr(sweep, "polyscene", lambda *words: called.append(words[0]))
     sweep.prepare()
@@ -107,16 +112,17 @@ def test_the_table_has_means_deviations_and_verdicts(sweep):
     saved = json.loads(Path(sweep.options.json).read_text())
     assert saved["results"]["SSL"]["rcm"]["delta"] == {"0": -0.1, "1": pytest.approx(-0.08)}
     assert saved["results"]["SSL"]["rcm"]["resources"] == {"trained": 7_160_000}
-    assert saved["rcm_against_frozen"]["SSL"] == dict.fromkeys(
+    assert saved["verdict"]["by_seed"]["SSL"] == dict.fromkeys(
         ("segmentation", "depth", "normals", "edges"), [True] * 2
     )
 
 
 def test_the_table_replaces_what_is_between_the_marks(scenes_script, tmp_path):
     page = tmp_path / "results.md"
-    page.write_text(f"before\n{scenes_script.BEGIN}\nold\n{scenes_script.END}\nafter\n")
-    scenes_script.insert(page, "new")
-    assert page.read_text() == f"before\n{scenes_script.BEGIN}\nnew\n{scenes_script.END}\nafter\n"
+    marks = scenes_script.STUDIES["balancing"].marks
+    page.write_text(f"before\n{marks[0]}\nold\n{marks[1]}\nafter\n")
+    scenes_script.insert(page, "new", *marks)
+    assert page.read_text() == f"before\n{marks[0]}\nnew\n{marks[1]}\nafter\n"
     page.write_text("nothing")
     with pytest.raises(SystemExit, match="has no lines"):
-        scenes_script.insert(page, "new")
+        scenes_script.insert(page, "new", *marks)

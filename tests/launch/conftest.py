@@ -205,6 +205,17 @@ def dense_run(dense_words, tmp_path_factory):
     return out
 
 
+@pytest.fixture(scope="session")
+def run_words():
+    """``run_words(*words)``: run the command line once for the tests of a module; it must succeed."""
+
+    def run(*words):
+        with threads(1):
+            run_command(*words)
+
+    return run
+
+
 def run_command(*arguments):
     """The command line in this process, for fixtures of a whole session; it must succeed."""
     before = sys.argv

@@ -7,9 +7,15 @@ import safetensors.torch
 import timm
 import torch
 
+from polyscene.downstream.multitask.balancing.build import BALANCERS
+from polyscene.downstream.multitask.balancing.gradients import LAYERS
+from polyscene.downstream.multitask.balancing.mgda import NORMALIZE
 from polyscene.downstream.multitask.data import opening
 from polyscene.downstream.multitask.heads.build import HEADS
 from polyscene.downstream.multitask.models.build import KINDS
+from polyscene.downstream.multitask.mti_net import build as multi_scale
+from polyscene.downstream.multitask.mti_net.fpm import SOFTMAXES
+from polyscene.downstream.multitask.mti_net.pad_net import DISTILLATIONS
 from polyscene.downstream.multitask.optimizers import OPTIMIZERS
 from polyscene.downstream.multitask.rcm.network import REPARAMETERIZE
 from polyscene.downstream.multitask.schedule import SCHEDULES
@@ -25,8 +31,15 @@ def choices(key):
 
 def test_the_choices_of_the_keys_are_those_of_the_libraries():
     """The config module imports no torch, so it repeats them."""
-    assert choices("model.kind") == list(KINDS)
-    assert choices("model.head") == list(HEADS)
+    assert choices("model.kind") == [*KINDS, *multi_scale.INTERACTING]
+    assert choices("model.head") == [*HEADS, *multi_scale.HEADS, "null"]
+    assert multitask_config.INTERACTING == multi_scale.INTERACTING
+    assert multitask_config.MULTI_SCALE_HEADS == multi_scale.HEADS
+    assert choices("model.mti_net.fpm_softmax") == list(SOFTMAXES)
+    assert choices("model.pad_net.distillation") == list(DISTILLATIONS)
+    assert choices("balancing.strategy") == list(BALANCERS)
+    assert choices("balancing.shared_layers") == list(LAYERS)
+    assert choices("balancing.mgda_normalize") == list(NORMALIZE)
     assert choices("model.rcm.reparameterize") == list(REPARAMETERIZE)
     assert choices("optim.kind") == list(OPTIMIZERS)
     assert choices("optim.schedule") == list(SCHEDULES)
@@ -67,6 +80,31 @@ REFUSED = {
     "unknown key": (["modell.kind=rcm"], "did you mean 'model.kind'?"),
     "kind": (["model.kind=rmc"], "'model.kind' must be"),
     "save never": (["checkpoint.every_minutes=null"], "are both null"),
+    "auxiliary tasks of RCM": (["auxiliary_tasks=[saliency]"], "model.kind=rcm has none, use mti_net or pad_net"),
+    "task twice over": (["model.kind=mti_net", "auxiliary_tasks=[depth]"], "is in tasks and in auxiliary_tasks"),
+    "a head of its own": (["model.kind=mti_net", "model.head=aspp"], "has heads of its own; leave model.head out"),
+    "four scales of RCM": (["model.head=aggregation"], "which model.kind=rcm does not have"),
+    "no front ends": (["evaluate.front_ends=true"], "model.kind=rcm has no front ends"),
+    "scales": (
+        ["model.kind=mti_net", "augmentation.size=[64,64]", "model.scales=[8,4]"],
+        "model.scales=[8, 4]: choose from [4, 8, 16, 32]",
+    ),
+    "width": (
+        ["model.kind=pad_net", "augmentation.size=[64,64]", "model.pad_net.width=6"],
+        "model.pad_net.width=6: give a multiple of 4",
+    ),
+    "gradients of what": (["balancing.strategy=mgda"], "model.kind=rcm has none, use multi_task, pad_net or mti_net"),
+    "smoothing": (["balancing.dtp_smoothing=2", "balancing.strategy=dtp"], "dtp_smoothing=2 must be at most 1"),
+    "crop for four scales": (["model.kind=mti_net"], "with cells of 32 pixels use at least 64 pixels"),
+    "unknown network": (
+        ["model.kind=mti_net", "arch=hrnet_w19", "augmentation.size=[64,64]"],
+        "arch=hrnet_w19: timm",
+    ),
+    "no pyramid": (
+        ["model.kind=mti_net", "arch=vgg11", "augmentation.size=[64,64]"],
+        "is neither a ResNet nor an HRNet",
+    ),
+    "HRNet for one scale": (["weights=HRNET"], "is not a ResNet, which model.kind=rcm"),
     "device": (["device=tpu"], "'device' must be"),
 }
 
@@ -81,6 +119,9 @@ def one_line(err):
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused(case, dense_words, polyscene, tmp_path):
     words, expected = REFUSED[case]
+    if "weights=HRNET" in words:
+        torch.save(timm.create_model("hrnet_w18_small_v2").state_dict(), tmp_path / "hrnet.pth")
+        words = [f"weights={tmp_path / 'hrnet.pth'}", "arch=null"]
     code, _, err = polyscene(*dense_words(tmp_path / "run", *words))
     assert code == 2
     assert expected in one_line(err)

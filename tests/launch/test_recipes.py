@@ -5,9 +5,10 @@ import re
 
 import pytest
 
-from polyscene.downstream.multitask.published import _TABLES
+from polyscene.downstream.multitask.published_tables import TABLES
 from polyscene.launch.cam_config import CamConfig
-from polyscene.launch.multitask_config import MultitaskConfig, check_values
+from polyscene.launch.multitask_checks import check_values
+from polyscene.launch.multitask_config import MultitaskConfig
 from polyscene.launch.pretrain_config import PretrainConfig
 from polyscene.launch.probe_config import ProbeConfig
 from polyscene.launch.propagate_config import PropagateConfig
@@ -131,7 +132,7 @@ def test_multitask_recipes_write_to_different_folders():
 
 @pytest.mark.parametrize(("folder", "source"), [("nyud", "table 4"), ("pascal", "tables 1-3")])
 def test_r18_recipes_equal_the_rcm_paper(folder, source):
-    table = next(table for table in _TABLES if source in table.source)
+    table = next(table for table in TABLES if source in table.source)
     quoted = {name: numbers for name, *numbers in table.rows}
     for file, row in ROWS.items():
         text = (MULTITASK / folder / "r18" / f"{file}.yaml").read_text()
@@ -155,7 +156,7 @@ def test_r18_recipes_equal_the_rcm_paper(folder, source):
 
 
 def test_r50_recipes_equal_thesis_table_7_10():
-    table = next(table for table in _TABLES if "7.10" in table.source)
+    table = next(table for table in TABLES if "7.10" in table.source)
     for name, segmentation, depth, _ in table.rows:
         setup, init = name.split(", ")
         file = f"{setup.replace('-', '_').replace('single_task', 'single')}_{init.lower()}"

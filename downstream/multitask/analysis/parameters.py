@@ -19,6 +19,8 @@ TITLES = {
     "series_adapters": "series RA",
     "parallel_adapters": "parallel RA",
     "rcm": "RCM",
+    "pad_net": "PAD-Net",
+    "mti_net": "MTI-Net",
 }
 
 

@@ -79,6 +79,11 @@ class MGDA(Balancer):
         return weights * (self.total / weights.sum())
 
     def _solve(self, gramian: Tensor) -> Tensor:
+        # The gradient of a task without a valid pixel in the batch is zero, the shortest of all: with all the weight,
+        # it would stop the others. As a very long one it gets none.
+        lengths = gramian.diagonal()
+        longest = torch.where(lengths.max() > 0, lengths.max(), 1.0)
+        gramian = gramian + torch.diag_embed(torch.where(lengths > 0, 0.0, longest * 1e12))
         if self._frank_wolfe is None:
             return min_norm_of(gramian, self.members)
         # It compares single numbers in every iteration: one copy to the host instead of hundreds of waits.

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from torch import Tensor
-
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import UnreadableImage, read_image
 
-from .records import DenseImages
+from .records import DenseImages, size_fault
 
 
 class Finding(NamedTuple):
@@ -116,21 +114,14 @@ def _check_values(images: DenseImages, index: int, tally: _Tally) -> None:
     for key, source in images.sources.items():
         subject = f"{images.split} {key}"
         try:
-            values, valid = source.read(name, size)
+            target = source.read(name, size)
         except UserError as error:
             tally.add("error", subject, "unreadable", str(error))
             continue
-        fault = _shape_fault(values, valid, size)
+        fault = size_fault(images.tasks[key], target, size)
         if fault:
-            tally.add("error", subject, "shape", f"'{name}': {fault}")
+            tally.add("error", subject, "shape", f"'{name}': the target {fault}")
             continue
-        problem = images.tasks[key].problem(values, valid)
+        problem = images.tasks[key].problem(*target)
         if problem:
             tally.add("warning", subject, "values", f"'{name}': {problem}")
-
-
-def _shape_fault(values: Tensor, valid: Tensor, size: tuple[int, int]) -> str | None:
-    if tuple(values.shape[-2:]) != size or tuple(valid.shape) != size:
-        height, width = values.shape[-2:]
-        return f"the target is {height}x{width}, the image {size[0]}x{size[1]}"
-    return None

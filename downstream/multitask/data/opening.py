@@ -77,6 +77,7 @@ class TaskRecord:
         classes: class names, where there are classes.
         settings: those fields of `TaskSettings` that concern the task.
         source: file of a user's task; empty for built-in tasks.
+        image_level: whether it has one output an image.
     """
 
     name: str
@@ -85,10 +86,14 @@ class TaskRecord:
     classes: tuple[str, ...] = ()
     settings: dict[str, str | bool] = field(default_factory=dict)
     source: str = ""
+    image_level: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """What `json.dumps` can write and `from_json` reads."""
-        return {**asdict(self), "classes": list(self.classes)}
+        """What `json.dumps` can write and `from_json` reads; ``image_level`` is there only if it is true."""
+        content = {**asdict(self), "classes": list(self.classes)}
+        if not self.image_level:
+            del content["image_level"]
+        return content
 
     @classmethod
     def from_json(cls, content: Any) -> TaskRecord:
@@ -98,9 +103,10 @@ class TaskRecord:
             UserError: it is no such record.
         """
         types = {"name": str, "dataset": str, "channels": int, "classes": list, "settings": dict, "source": str}
-        if not isinstance(content, Mapping) or set(content) != set(types):
+        if not isinstance(content, Mapping) or set(content) - {"image_level"} != set(types):
             raise UserError(f"a task record must have {', '.join(types)}; the file was not written by polyscene")
-        wrong = [key for key, kind in types.items() if not isinstance(content[key], kind)]
+        content = {"image_level": False, **content}  # absent of dense tasks
+        wrong = [key for key, kind in {**types, "image_level": bool}.items() if not isinstance(content[key], kind)]
         if wrong or not all(isinstance(name, str) for name in content["classes"]):
             raise UserError(
                 f"a task record's '{(wrong or ['classes'])[0]}' is damaged; train again or restore the file"
@@ -175,8 +181,13 @@ def task_records(images: DenseImages, kind: str, settings: TaskSettings | None =
     for name, spec in images.tasks.items():
         key = None if spec.source else _SETTINGS_OF_TASK.get((kind, name))
         chosen = {key: getattr(settings, key)} if key else {}
-        records[name] = TaskRecord(name, kind, spec.channels, spec.classes, chosen, spec.source)
+        records[name] = TaskRecord(name, kind, spec.channels, spec.classes, chosen, spec.source, spec.image_level)
     return records
+
+
+def image_level_tasks(records: Mapping[str, TaskRecord]) -> tuple[str, ...]:
+    """Names of those tasks that have one output an image."""
+    return tuple(name for name, record in records.items() if record.image_level)
 
 
 def task_of(record: TaskRecord) -> TaskSpec:
@@ -189,11 +200,16 @@ def task_of(record: TaskRecord) -> TaskSpec:
         spec = load_task(record.source)
     else:
         spec = _built_in(record)
+    where = f"file '{record.source}'" if record.source else f"data set {record.dataset}"
     if spec.name != record.name or spec.channels != record.channels:
-        where = f"file '{record.source}'" if record.source else f"data set {record.dataset}"
         raise UserError(
             f"task '{record.name}' with {record.channels} channels is '{spec.name}' with {spec.channels} in its "
             f"{where} now; restore what the model was trained with"
+        )
+    if spec.image_level != record.image_level:
+        now, before = ("image-level", "dense") if spec.image_level else ("dense", "image-level")
+        raise UserError(
+            f"task '{record.name}' was {before} and is {now} in its {where}; restore what the model was trained with"
         )
     return spec
 

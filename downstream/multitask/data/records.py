@@ -12,7 +12,7 @@ from torch import Tensor
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import read_image
 
-from ..tasks.spec import Target, TaskSpec
+from ..tasks.spec import Target, TaskSpec, target_size
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sample:
     Attributes:
         name: as the split file calls it.
         image: (3, H, W) uint8, RGB.
-        targets: task name -> ``(values, valid)``, all of the image's size.
+        targets: task name -> ``(values, valid)``, of the image's size; 1x1 of an image-level task.
     """
 
     name: str
@@ -139,21 +139,16 @@ class DenseImages:
         """Read one image and all its targets.
 
         Raises:
-            UserError: a file is missing or wrong, or a target has not the size of its image.
+            UserError: a file is missing or wrong, or a target has not the size of its image (1x1 at the image level).
         """
         name = self.names[index]
         image = read_image(self.image_path(index))
         size = (image.shape[1], image.shape[2])
         targets = {}
         for key, source in self.sources.items():
-            target = source.read(name, size)
-            shape = tuple(target.values.shape)
-            if shape[-2:] != size or tuple(target.valid.shape) != size:
-                raise UserError(
-                    f"{self.title} '{name}': the target of task '{key}' is {shape[-2]}x{shape[-1]}, the image "
-                    f"{size[0]}x{size[1]}; both must come from the same archive"
-                )
-            targets[key] = target
+            targets[key] = source.read(name, size)
+            if fault := size_fault(self.tasks[key], targets[key], size):
+                raise UserError(f"{self.title} '{name}': the target of task '{key}' {fault}")
         return Sample(name, image, targets)
 
     def subset(self, indices: Sequence[int]) -> DenseImages:
@@ -183,6 +178,24 @@ class DenseImages:
             raise UserError(f"task '{task.name}' has no read=..., and {self.title} has no targets for it")
         sources = {**self.sources, task.name: OwnTargets(self.root, task)}
         return replace(self, tasks={**self.tasks, task.name: task}, sources=sources)
+
+
+def size_fault(spec: TaskSpec, target: Target, size: tuple[int, int]) -> str | None:
+    """What is wrong with the size of a target, as words after "the target"; None if nothing is.
+
+    Args:
+        spec: its task.
+        target: what was read.
+        size: (height, width) of the image.
+    """
+    wanted = target_size(spec, size)
+    wrong = [shape for shape in (tuple(target.values.shape[-2:]), tuple(target.valid.shape)) if shape != wanted]
+    if not wrong:
+        return None
+    found = f"is {'x'.join(map(str, wrong[0]))}"
+    if spec.image_level:
+        return f"{found}; read=... of an image-level task must return values and valid of 1x1"
+    return f"{found}, the image {size[0]}x{size[1]}; both must come from the same archive"
 
 
 def find_root(root: str | Path, folder: str, witness: str) -> Path:

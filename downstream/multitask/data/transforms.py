@@ -152,7 +152,7 @@ def _about_centre(linear: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def augment(
     sample: Sample, tasks: Mapping[str, TaskSpec], recipe: Augmentation, *, seed: int, epoch: int, index: int
 ) -> Sample:
-    """A training sample: image and targets of the recipe's size.
+    """A training sample: image and targets of the recipe's size; targets of image-level tasks stay as they are.
 
     Args:
         sample: what `DenseImages.read` returned.
@@ -171,6 +171,9 @@ def apply(sample: Sample, tasks: Mapping[str, TaskSpec], recipe: Augmentation, d
     where = lookup(output_to_input(recipe, drawn, size), size, recipe.size)
     targets = {}
     for name, target in sample.targets.items():
+        if tasks[name].image_level:
+            targets[name] = target
+            continue
         rule = tasks[name].geometry
         values, valid = warp_target(target, where, rule.interpolation)
         values = rule.after_scale(rule.after_rotation(values, drawn.degrees), drawn.scale)

@@ -36,7 +36,8 @@ class PlainNetwork(nn.Module):
                 (:func:`polyscene.runtime.features.normalise`); any H and W.
 
         Returns:
-            (N, channels, H, W) float32 raw output: logits, metres, or vectors not yet of length 1.
+            (N, channels, H, W) float32 raw output: logits, metres, or vectors not yet of length 1; (N, channels, 1, 1)
+            of an image-level task.
         """
         return self.head(self.encoder(images), (images.shape[-2], images.shape[-1]))
 

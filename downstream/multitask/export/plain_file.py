@@ -9,7 +9,7 @@ from pathlib import Path
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.features import IMAGENET_MEAN, IMAGENET_STD
 
-from ..data.opening import TaskRecord
+from ..data.opening import TaskRecord, image_level_tasks
 from ..models.build import ModelOptions, empty_model
 from ..models.model_file import SavedModel, read_safetensors, write_safetensors
 from ..rcm.state import state_difference
@@ -42,13 +42,14 @@ def plain_header(saved: SavedModel, task: str) -> dict[str, str]:
     ``metadata`` facts about the training as JSON.
     """
     record = saved.tasks[task]
+    size = "1, 1" if record.image_level else "H, W"
     return {
         "content": CONTENT,
         "version": "1",
         "input": "images: (N, 3, H, W) float32, (RGB / 255 - mean) / std per channel, any H and W",
         "mean": json.dumps(IMAGENET_MEAN),
         "std": json.dumps(IMAGENET_STD),
-        "output": f"output: (N, {record.channels}, H, W) float32, raw output of task '{task}'",
+        "output": f"output: (N, {record.channels}, {size}) float32, raw output of task '{task}'",
         "classes": json.dumps(list(record.classes)),
         "arch": saved.arch,
         "head": saved.options.head,
@@ -89,7 +90,8 @@ def load_plain(path: Path | str) -> SavedPlainNetwork:
             head_width=int(header["head_width"]),
             output_stride=int(header["output_stride"]),
         )
-        model = empty_model(options, header["arch"], {record.name: record.channels})
+        whole = image_level_tasks({record.name: record})
+        model = empty_model(options, header["arch"], {record.name: record.channels}, image_level=whole)
         network = fold_model(model, record.name)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

@@ -13,9 +13,11 @@ from polyscene.runtime.errors import UserError
 from .aspp import ASPPHead
 from .blocks import initialise
 from .deeplab import DeepLabV3PlusHead
+from .image_level import ImageLevelHead
 
-Head = ASPPHead | DeepLabV3PlusHead
-_HEADS: dict[str, type[Head]] = {"deeplab_v3_plus": DeepLabV3PlusHead, "aspp": ASPPHead}
+DenseHead = ASPPHead | DeepLabV3PlusHead
+Head = DenseHead | ImageLevelHead
+_HEADS: dict[str, type[DenseHead]] = {"deeplab_v3_plus": DeepLabV3PlusHead, "aspp": ASPPHead}
 HEADS = tuple(_HEADS)
 
 
@@ -29,7 +31,15 @@ def head_layers(kind: str) -> tuple[str, ...]:
 
 
 def build_head(
-    kind: str, *, inputs: Sequence[int], strides: Sequence[int], channels: int, width: int, seed: int, task: str
+    kind: str,
+    *,
+    inputs: Sequence[int],
+    strides: Sequence[int],
+    channels: int,
+    width: int,
+    seed: int,
+    task: str,
+    image_level: bool = False,
 ) -> Head:
     """Make the head of a task, on the CPU, with gradients and in training mode.
 
@@ -44,12 +54,16 @@ def build_head(
         width: of the layers between, 256 in the papers.
         seed: of the initial values.
         task: name of the task.
+        image_level: make an `ImageLevelHead` on the last of the maps instead, as ResNet's own classifier has it.
 
     Raises:
         UserError: an unknown kind.
     """
     with torch.random.fork_rng(devices=[]):
-        head = _class(kind)(inputs, strides, channels, width)
+        if image_level:
+            head = ImageLevelHead(inputs[-1:], channels)
+        else:
+            head = _class(kind)(inputs, strides, channels, width)
     initialise(head, head.prediction, torch.Generator().manual_seed(_task_seed(seed, task)))
     return head
 
@@ -62,7 +76,7 @@ class TaskHeads(nn.Module):
         self.kind, self.inputs, self.strides, self.width = kind, tuple(inputs), tuple(strides), width
         self.tasks = nn.ModuleDict()
 
-    def add_task(self, task: str, channels: int, seed: int) -> None:
+    def add_task(self, task: str, channels: int, seed: int, image_level: bool = False) -> None:
         """Add a head, on the CPU."""
         head = build_head(
             self.kind,
@@ -72,6 +86,7 @@ class TaskHeads(nn.Module):
             width=self.width,
             seed=seed,
             task=task,
+            image_level=image_level,
         )
         self.tasks[task] = head.train(self.training)
 
@@ -80,11 +95,11 @@ class TaskHeads(nn.Module):
         del self.tasks[task]
 
     def forward(self, maps: Sequence[Tensor], task: str, size: tuple[int, int]) -> Tensor:
-        """Feature maps of the encoder -> the task's raw output (N, channels, *size) float32."""
+        """Feature maps of the encoder -> the task's raw output (N, channels, *size) float32; 1x1 at the image level."""
         return self.tasks[task](maps, size)
 
 
-def _class(kind: str) -> type[Head]:
+def _class(kind: str) -> type[DenseHead]:
     if kind not in _HEADS:
         raise UserError(f"model.head={kind}: choose {' or '.join(HEADS)}")
     return _HEADS[kind]

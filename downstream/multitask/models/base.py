@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from polyscene.runtime.errors import UserError
 
 from ..heads.build import TaskHeads
+from ..heads.image_level import ImageLevelHead
 
 
 class Outputs(NamedTuple):
     """What a model makes of a batch of images.
 
     Attributes:
-        final: task -> (N, channels, H, W) float32 raw output at the size of the images.
+        final: task -> (N, channels, H, W) float32 raw output at the size of the images; (N, channels, 1, 1) of an
+            image-level task.
         deep: more outputs to be supervised, each a task -> (N, channels, h, w) of any resolution.
     """
 
@@ -72,6 +74,11 @@ class DenseModel(nn.Module):
     def tasks(self) -> tuple[str, ...]:
         """Names of the tasks, in the order in which they were added."""
         return tuple(self.heads.tasks)
+
+    @property
+    def image_level(self) -> tuple[str, ...]:
+        """Names of those tasks that have one output an image."""
+        return tuple(task for task, head in self.heads.tasks.items() if isinstance(head, ImageLevelHead))
 
     def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> Outputs:
         """Run the tasks asked for, and nothing of the others: their BatchNorm statistics stay as they are.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import timm
@@ -97,6 +97,20 @@ class ModelOptions:
         """Whether every trained parameter belongs to one task, so that tasks can be added and merged."""
         return self.kind != "multi_task"
 
+    @property
+    def takes_tasks(self) -> bool:
+        """Whether tasks can be added to a finished model."""
+        return self.independent_tasks
+
+    @property
+    def multiple(self) -> int:
+        """Images are padded to multiples of so many pixels."""
+        return self.output_stride
+
+    def decoder(self) -> str:
+        """What stands on the encoder, in words."""
+        return f"{self.head} of width {self.head_width}, output stride {self.output_stride}"
+
 
 def build_model(
     options: ModelOptions,
@@ -104,6 +118,7 @@ def build_model(
     channels: Mapping[str, int],
     moments: Mapping[str, Moments] | None = None,
     seed: int = 0,
+    image_level: Collection[str] = (),
 ) -> DenseModel:
     """Make a model that starts from a pretrained backbone, on the CPU, in evaluation mode.
 
@@ -116,6 +131,7 @@ def build_model(
         channels: task -> channels of its output; the tasks in their order.
         moments: response moments of these weights, for Response Initialization (``options.needs_moments``).
         seed: of the heads.
+        image_level: those of the tasks that have one output an image.
 
     Raises:
         UserError: not a plain ResNet, a task name that cannot be used, moments of another network, or none.
@@ -137,10 +153,12 @@ def build_model(
             )
         return _other_encoder(options, weights, layers)
 
-    return _assemble(options, weights, channels, seed, task_encoder)
+    return _assemble(options, weights, channels, seed, image_level, task_encoder)
 
 
-def empty_model(options: ModelOptions, arch: str, channels: Mapping[str, int], seed: int = 0) -> DenseModel:
+def empty_model(
+    options: ModelOptions, arch: str, channels: Mapping[str, int], seed: int = 0, image_level: Collection[str] = ()
+) -> DenseModel:
     """A model with the shapes of :func:`build_model`, to load a state into; the encoder's values are useless.
 
     Args:
@@ -148,6 +166,7 @@ def empty_model(options: ModelOptions, arch: str, channels: Mapping[str, int], s
         arch: timm name of the backbone.
         channels: task -> channels of its output.
         seed: of the heads, also of those added later.
+        image_level: those of the tasks that have one output an image.
 
     Raises:
         UserError: not a plain ResNet, or a task name that cannot be used.
@@ -166,7 +185,7 @@ def empty_model(options: ModelOptions, arch: str, channels: Mapping[str, int], s
             rank=options.rank,
         )
 
-    return _assemble(options, weights, channels, seed, task_encoder)
+    return _assemble(options, weights, channels, seed, image_level, task_encoder)
 
 
 def _random_state(arch: str) -> dict[str, Tensor]:
@@ -196,6 +215,7 @@ def _assemble(
     weights: BackboneWeights,
     channels: Mapping[str, int],
     seed: int,
+    image_level: Collection[str],
     task_encoder: Callable[[tuple[str, ...]], TaskEncoder],
 ) -> DenseModel:
     layers = head_layers(options.head)
@@ -206,4 +226,4 @@ def _assemble(
             encoder = task_encoder(layers)
     heads = TaskHeads(options.head, encoder.channels, encoder.strides, options.head_width)
     make = SharedEncoderModel if options.kind == "multi_task" else TaskEncoderModel
-    return make(encoder, heads, channels, seed).eval()
+    return make(encoder, heads, channels, seed, image_level).eval()

@@ -7,9 +7,9 @@ from dataclasses import fields, replace
 
 from polyscene.runtime.errors import UserError
 
-from ..data.opening import TaskRecord
+from ..data.opening import TaskRecord, image_level_tasks
 from ..rcm.state import merge_tasks
-from .build import empty_model
+from .families import make_empty_model
 from .model_file import SavedModel
 
 
@@ -27,11 +27,15 @@ def add_tasks(saved: SavedModel, records: Mapping[str, TaskRecord], seed: int | 
     Raises:
         UserError: a shared encoder, or a name that is taken or cannot be used; the model is then unchanged.
     """
-    _check_independent(saved, "added to")
+    if not saved.options.takes_tasks:
+        raise UserError(
+            f"model.kind={saved.options.kind}: tasks cannot be added to this model; use rcm or another kind with parts "
+            "per task on a frozen encoder"
+        )
     if taken := [task for task in records if task in saved.tasks]:
         raise UserError(f"task '{taken[0]}' is already in this model; choose another name or remove it first")
     for task, record in records.items():
-        saved.model.add_task(task, record.channels, seed)
+        saved.model.add_task(task, record.channels, seed, record.image_level)
     saved.model.train_only(records)
     return replace(saved, tasks={**saved.tasks, **records})
 
@@ -74,7 +78,11 @@ def merge_models(parts: Mapping[str, SavedModel]) -> SavedModel:
     if not parts:
         raise ValueError("nothing to merge")
     (first, start), *others = parts.items()
-    _check_independent(start, "merged with others into")
+    if not start.options.independent_tasks:
+        raise UserError(
+            f"model.kind={start.options.kind}: tasks cannot be merged with others into a model whose tasks train one "
+            "encoder together; use rcm or another kind with parts per task"
+        )
     records = dict(start.tasks)
     for name, part in others:
         _check_alike(first, start, name, part)
@@ -83,7 +91,8 @@ def merge_models(parts: Mapping[str, SavedModel]) -> SavedModel:
                 raise UserError(f"task '{task}' of '{name}' is not that of the others; remove it from one of them")
     state = merge_tasks({name: part.model.state_dict() for name, part in parts.items()})
     channels = {task: record.channels for task, record in records.items()}
-    model = empty_model(start.options, start.arch, channels, start.model.head_seed)
+    whole = image_level_tasks(records)
+    model = make_empty_model(start.options, start.arch, channels, seed=start.model.head_seed, image_level=whole)
     model.load_state_dict(state)
     common = {
         key: value
@@ -93,17 +102,11 @@ def merge_models(parts: Mapping[str, SavedModel]) -> SavedModel:
     return SavedModel(model, start.arch, start.options, records, common)
 
 
-def _check_independent(saved: SavedModel, done: str) -> None:
-    if not saved.options.independent_tasks:
-        raise UserError(
-            f"model.kind={saved.options.kind}: tasks cannot be {done} a model whose tasks train one encoder together; "
-            "use rcm or another kind with parts per task"
-        )
-
-
 def _check_alike(first: str, start: SavedModel, name: str, part: SavedModel) -> None:
     if part.arch != start.arch:
         raise UserError(f"'{first}' is a {start.arch} and '{name}' a {part.arch}; merge models of one backbone")
+    if type(part.options) is not type(start.options):
+        raise UserError(f"'{first}' and '{name}' have backbones of other scales; merge models of one configuration")
     for option in fields(start.options):
         here, there = getattr(start.options, option.name), getattr(part.options, option.name)
         if here != there:

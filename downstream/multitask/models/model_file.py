@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,10 +16,10 @@ from torch import Tensor
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.files import atomic_writer
 
-from ..data.opening import TaskRecord
+from ..data.opening import TaskRecord, image_level_tasks
 from ..rcm.state import state_difference
 from .base import DenseModel
-from .build import ModelOptions, empty_model
+from .families import Options, make_empty_model, options_from_json, options_to_json
 
 CONTENT = "polyscene multi-task model"
 VERSION = "1"
@@ -37,48 +36,43 @@ class SavedModel:
         options: what kind of model.
         tasks: task -> what it is, without its data set; in the order of ``model.tasks``.
         metadata: facts about the training, as strings.
+        auxiliary: task that only a front end predicts -> what it is.
     """
 
     model: DenseModel
     arch: str
-    options: ModelOptions
+    options: Options
     tasks: dict[str, TaskRecord]
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+    auxiliary: dict[str, TaskRecord] = dataclasses.field(default_factory=dict)
 
 
-def save_model(
-    path: Path,
-    model: DenseModel,
-    arch: str,
-    options: ModelOptions,
-    tasks: Mapping[str, TaskRecord],
-    metadata: Mapping[str, str],
-) -> None:
+def save_model(path: Path, saved: SavedModel) -> None:
     """Write a model; an existing file is replaced in one step. Equal models give equal files.
 
     Args:
         path: the file; its folder must exist.
-        model: on any device.
-        arch: timm name of the backbone.
-        options: those that the model was built with.
-        tasks: a record for every task of the model.
-        metadata: facts about the training.
+        saved: the model, on any device, and what it is.
 
     Raises:
         UserError: the file cannot be written.
         ValueError: the records are not those of the model's tasks.
     """
+    model, tasks = saved.model, saved.tasks
     outputs = {task: head.prediction.out_channels for task, head in model.heads.tasks.items()}
     if outputs != {task: record.channels for task, record in tasks.items()}:
         raise ValueError(f"records of {list(tasks)} for a model with the tasks and channels {outputs}")
+    if model.image_level != image_level_tasks({task: tasks[task] for task in model.tasks}):
+        raise ValueError(f"records for other image-level tasks than the model's {model.image_level}")
     header = {
         "content": CONTENT,
         "version": VERSION,
-        "arch": arch,
-        "options": json.dumps(dataclasses.asdict(options)),
+        "arch": saved.arch,
+        "options": json.dumps(options_to_json(saved.options)),
         "tasks": json.dumps([tasks[task].to_json() for task in model.tasks]),
+        "auxiliary": json.dumps([record.to_json() for record in saved.auxiliary.values()]),
         "head_seed": str(model.head_seed),
-        "metadata": json.dumps({key: str(value) for key, value in sorted(metadata.items())}),
+        "metadata": json.dumps({key: str(value) for key, value in sorted(saved.metadata.items())}),
     }
     write_safetensors(path, model.state_dict(), header)
 
@@ -97,11 +91,18 @@ def load_model(path: Path | str) -> SavedModel:
     if header.get("version") != VERSION:
         raise UserError(f"{path}: written by another version of polyscene ({header.get('version')}); use that one")
     try:
-        options = _options(json.loads(header["options"]))
-        records = [TaskRecord.from_json(entry) for entry in json.loads(header["tasks"])]
+        options = options_from_json(json.loads(header["options"]))
+        records, auxiliary = (_records(header[key]) for key in ("tasks", "auxiliary"))
         metadata = {str(key): str(value) for key, value in json.loads(header["metadata"]).items()}
         arch, seed = header["arch"], int(header["head_seed"])
-        model = empty_model(options, arch, {record.name: record.channels for record in records}, seed)
+        model = make_empty_model(
+            options,
+            arch,
+            _channels(records),
+            auxiliary=_channels(auxiliary),
+            seed=seed,
+            image_level=image_level_tasks({**records, **auxiliary}),
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -115,7 +116,7 @@ def load_model(path: Path | str) -> SavedModel:
     if infinite:
         raise UserError(f"{path}: {len(infinite)} tensors hold NaN or infinity (first: {infinite[0]}); it had diverged")
     model.load_state_dict(state)
-    return SavedModel(model, arch, options, {record.name: record for record in records}, metadata)
+    return SavedModel(model, arch, options, records, metadata, auxiliary)
 
 
 def write_safetensors(path: Path, state: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
@@ -160,11 +161,12 @@ def read_safetensors(path: Path, content: str, remedy: str) -> tuple[dict[str, s
     return header, state
 
 
-def _options(entries: Any) -> ModelOptions:
-    known = {item.name for item in dataclasses.fields(ModelOptions)}
-    if unknown := sorted(set(entries) - known):
-        raise ValueError(f"unknown option '{unknown[0]}'")
-    return ModelOptions(**entries)
+def _records(text: str) -> dict[str, TaskRecord]:
+    return {record.name: record for record in map(TaskRecord.from_json, json.loads(text))}
+
+
+def _channels(records: Mapping[str, TaskRecord]) -> dict[str, int]:
+    return {name: record.channels for name, record in records.items()}
 
 
 def _one_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,22 @@ class TaskEncoderModel(DenseModel):
 
     encoder: TaskEncoder
 
-    def __init__(self, encoder: TaskEncoder, heads: TaskHeads, channels: Mapping[str, int], head_seed: int = 0):
-        """Add every task of ``channels`` (name -> channels of the output) to an encoder without tasks."""
+    def __init__(
+        self,
+        encoder: TaskEncoder,
+        heads: TaskHeads,
+        channels: Mapping[str, int],
+        head_seed: int = 0,
+        image_level: Collection[str] = (),
+    ):
+        """Add every task of ``channels`` (name -> channels of the output) to an encoder without tasks.
+
+        Tasks named in ``image_level`` have one output an image.
+        """
         super().__init__(encoder, heads, head_seed)
         self._alike = not any(isinstance(module, TaskModule) for module in encoder.modules())
         for task, number in channels.items():
-            self.add_task(task, number)
+            self.add_task(task, number, image_level=task in image_level)
 
     def task_maps(self, images: Tensor, tasks: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """A pass of the encoder for every task; one for all, without gradients, where it has no parts of tasks."""
@@ -37,19 +47,20 @@ class TaskEncoderModel(DenseModel):
             return dict.fromkeys(tasks, maps)
         return {task: self.encoder(images, task) for task in tasks}
 
-    def add_task(self, task: str, channels: int, seed: int | None = None) -> None:
+    def add_task(self, task: str, channels: int, seed: int | None = None, image_level: bool = False) -> None:
         """Add a task: its part of the encoder starts as the pretrained network, its head from the seed and its name.
 
         Args:
             task: a new name.
             channels: of the output.
             seed: of the head; None for the model's ``head_seed``.
+            image_level: whether it has one output an image.
 
         Raises:
             UserError: the name is taken or cannot be used.
         """
         self.encoder.add_task(task)
-        self.heads.add_task(task, channels, self.head_seed if seed is None else seed)
+        self.heads.add_task(task, channels, self.head_seed if seed is None else seed, image_level)
         self.heads.tasks[task].to(self.place())
 
     def remove_task(self, task: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -16,8 +16,17 @@ from .base import DenseModel, ModelParameters
 class SharedEncoderModel(DenseModel):
     """All tasks read the same feature maps, which one pass of the encoder makes for every batch."""
 
-    def __init__(self, encoder: FeatureMaps, heads: TaskHeads, channels: Mapping[str, int], head_seed: int = 0):
+    def __init__(
+        self,
+        encoder: FeatureMaps,
+        heads: TaskHeads,
+        channels: Mapping[str, int],
+        head_seed: int = 0,
+        image_level: Collection[str] = (),
+    ):
         """Add a head for every task of ``channels`` (name -> channels of the output) to the encoder.
+
+        Tasks named in ``image_level`` have one output an image.
 
         Raises:
             UserError: a name that cannot be used.
@@ -26,7 +35,7 @@ class SharedEncoderModel(DenseModel):
         self.encoder.requires_grad_(True)
         for task, number in channels.items():
             check_new_task(task, self.tasks)
-            self.heads.add_task(task, number, head_seed)
+            self.heads.add_task(task, number, head_seed, task in image_level)
 
     def task_maps(self, images: Tensor, tasks: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """The same maps for all tasks."""

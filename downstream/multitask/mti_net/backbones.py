@@ -104,16 +104,41 @@ def multi_scale_maps(
     """
     if not strides or list(strides) != [stride for stride in STRIDES if stride in strides]:
         raise ValueError(f"strides={tuple(strides)}: choose from {STRIDES}, in this order")
-    if not timm.is_model(weights.arch):
-        raise UserError(f"arch={weights.arch}: timm {timm.__version__} does not know this network")
+    check_architecture(weights.arch)
     if is_model_in_modules(weights.arch, ["hrnet"]):
         return HRNetMaps(_hrnet(weights), strides).eval()
-    if not is_model_in_modules(weights.arch, ["resnet"]):
-        raise UserError(f"arch={weights.arch} is neither a ResNet nor an HRNet; use resnet18 or hrnet_w18_small_v2")
     body = feature_maps(weights, layers=LAYERS[STRIDES.index(strides[0]) :])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return PyramidMaps(body, strides, pyramid_width).eval()
+
+
+def check_architecture(arch: str) -> None:
+    """Refuse networks without four scales.
+
+    Raises:
+        UserError: neither a ResNet nor an HRNet of timm.
+    """
+    if not timm.is_model(arch):
+        raise UserError(f"arch={arch}: timm {timm.__version__} does not know this network")
+    if not is_model_in_modules(arch, ["resnet", "hrnet"]):
+        raise UserError(f"arch={arch} is neither a ResNet nor an HRNet; use resnet18 or hrnet_w18_small_v2")
+
+
+def random_backbone(arch: str, seed: int) -> BackboneWeights:
+    """The weights of a ResNet or HRNet as it is initialised; torch's random state is left as it was.
+
+    Residual branches of a ResNet start as in pretraining: last BatchNorm weight 1, not 0.
+
+    Raises:
+        UserError: neither a ResNet nor an HRNet.
+    """
+    check_architecture(arch)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        options = {"zero_init_last": False} if is_model_in_modules(arch, ["resnet"]) else {}
+        state = timm.create_model(arch, num_classes=0, **options).state_dict()
+    return BackboneWeights(arch, state, source_format="random initialisation")
 
 
 def _hrnet(weights: BackboneWeights) -> HighResolutionNetFeatures:

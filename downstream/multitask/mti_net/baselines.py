@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -15,14 +15,20 @@ from .heads import MultiScaleHeads
 
 
 def multi_task_baseline(
-    encoder: MultiScaleMaps, heads: MultiScaleHeads, channels: Mapping[str, int], head_seed: int = 0
+    encoder: MultiScaleMaps,
+    heads: MultiScaleHeads,
+    channels: Mapping[str, int],
+    head_seed: int = 0,
+    image_level: Collection[str] = (),
 ) -> SharedEncoderModel:
     """One backbone for all tasks, a head for each (thesis, table 5.1, "MTL").
+
+    Tasks named in ``image_level`` have one output an image.
 
     Raises:
         UserError: a task name that cannot be used.
     """
-    return SharedEncoderModel(encoder, heads, channels, head_seed)
+    return SharedEncoderModel(encoder, heads, channels, head_seed, image_level)
 
 
 class BackbonePerTask(nn.Module):
@@ -43,8 +49,17 @@ class SingleTaskNetworks(DenseModel):
 
     encoder: BackbonePerTask
 
-    def __init__(self, encoder: MultiScaleMaps, heads: MultiScaleHeads, channels: Mapping[str, int], head_seed: int):
+    def __init__(
+        self,
+        encoder: MultiScaleMaps,
+        heads: MultiScaleHeads,
+        channels: Mapping[str, int],
+        head_seed: int,
+        image_level: Collection[str] = (),
+    ):
         """Give every task of ``channels`` (name -> channels of the output) a copy of the backbone and a head.
+
+        Tasks named in ``image_level`` have one output an image.
 
         Raises:
             UserError: a name that cannot be used.
@@ -53,7 +68,7 @@ class SingleTaskNetworks(DenseModel):
             check_new_task(task, list(channels)[:place])
         super().__init__(BackbonePerTask(encoder, tuple(channels)).requires_grad_(True), heads, head_seed)
         for task, number in channels.items():
-            self.heads.add_task(task, number, head_seed)
+            self.heads.add_task(task, number, head_seed, task in image_level)
 
     def task_maps(self, images: Tensor, tasks: Sequence[str]) -> dict[str, Sequence[Tensor]]:
         """A pass of its own backbone for every task."""

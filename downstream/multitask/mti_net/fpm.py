@@ -55,7 +55,11 @@ class FeaturePropagation(nn.Module):
         """Features of all tasks (N, C, H, W) -> refined ones of the same shape."""
         joined = torch.cat([features[task] for task in self.gates], dim=1)
         shared = self.reduce(joined * self.mask(joined))
-        return {task: features[task] + gate(shared) for task, gate in self.gates.items()}
+        squeezed = shared.mean(dim=(2, 3), keepdim=True)
+        return {
+            task: torch.addcmul(features[task], shared, _excitation(gate, squeezed))
+            for task, gate in self.gates.items()
+        }
 
     def mask(self, joined: Tensor) -> Tensor:
         """Joined features (N, tasks * C, H, W) -> attention of the same shape: of every channel of every task.
@@ -70,3 +74,8 @@ class FeaturePropagation(nn.Module):
         else:
             mask = scores.unflatten(-1, (-1, count)).softmax(dim=-1)
         return mask.flatten(-2).permute(0, 3, 1, 2).to(joined.dtype)
+
+
+def _excitation(gate: SqueezeExcitation, squeezed: Tensor) -> Tensor:
+    """The factors of a gate, (N, C, 1, 1); all gates see the same map, whose means are taken once."""
+    return gate.scale_activation(gate.fc2(gate.activation(gate.fc1(squeezed))))

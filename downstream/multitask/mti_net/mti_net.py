@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -42,6 +42,7 @@ class MTINet(InteractionModel):
         fpm_softmax: str = "tasks",
         fpm_narrowing: int = NARROWING,
         head_seed: int = 0,
+        image_level: Collection[str] = (),
     ):
         """Make a network whose decoder starts from random values.
 
@@ -52,16 +53,18 @@ class MTINet(InteractionModel):
             fpm: whether features go from a scale to the next finer one; without, scales meet in the heads only.
             fpm_softmax, fpm_narrowing: see `FeaturePropagation`.
             head_seed: of all initial values but the backbone's.
+            image_level: those of the main tasks that have one output an image, see `InteractionModel`.
 
         Raises:
             UserError: see `InteractionModel`.
             ValueError: a wrong ``fpm_softmax`` or ``fpm_narrowing``.
         """
         auxiliary = auxiliary or {}
-        heads = MultiScaleHeads(partial(AggregationHead, encoder.channels))
-        super().__init__(encoder, heads, channels, auxiliary, head_seed)
+        heads = MultiScaleHeads(partial(AggregationHead, encoder.channels), encoder.channels)
+        super().__init__(encoder, heads, channels, auxiliary, head_seed, image_level)
         self.deep_strides = encoder.strides
-        everyone = {**channels, **auxiliary}
+        dense = self.dense_channels(channels)
+        everyone = {**dense, **auxiliary}
         with torch.random.fork_rng(devices=[]):  # random values that are overwritten
             self.scales = nn.ModuleDict()
             for place, (stride, width) in enumerate(zip(encoder.strides, encoder.channels)):
@@ -71,19 +74,19 @@ class MTINet(InteractionModel):
                     propagation = FeaturePropagation(tuple(everyone), width, fpm_softmax, fpm_narrowing)
                 self.scales[str(stride)] = Scale(
                     FrontEnd(everyone, width, carried, width, basic_block),
-                    Distillation(tuple(channels), tuple(everyone), width),
+                    Distillation(tuple(dense), tuple(everyone), width),
                     propagation,
                 )
         self.initialise()
 
     def interact(
-        self, images: Tensor, tasks: Sequence[str]
+        self, image_maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Sequence[Tensor]], tuple[dict[str, Tensor], ...]]:
-        """Images -> task -> distilled features of every scale, and the first predictions at every scale."""
+        """Backbone's maps -> task -> distilled features of every scale, and the first predictions at every scale."""
         distilled: dict[str, list[Tensor]] = {task: [] for task in tasks}
         deep: list[dict[str, Tensor]] = []
         carried = None
-        for scale, image_map in zip(reversed(self.scales.values()), reversed(self.encoder(images))):
+        for scale, image_map in zip(reversed(self.scales.values()), reversed(image_maps)):
             features = scale.front_end(image_map, carried)
             deep.insert(0, scale.front_end.predict(features))
             carried = scale.propagation(features) if scale.propagation is not None else None

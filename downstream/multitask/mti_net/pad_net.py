@@ -6,7 +6,7 @@ scales as the thesis compares it to MTI-Net (section 5.3.1).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -49,6 +49,7 @@ class PADNet(InteractionModel):
         distillation: str = "thesis",
         width: int = 256,
         head_seed: int = 0,
+        image_level: Collection[str] = (),
     ):
         """Make a network whose decoder starts from random values.
 
@@ -60,6 +61,7 @@ class PADNet(InteractionModel):
                 equation 5.1.
             width: channels of the features of every task; a multiple of 4.
             head_seed: of all initial values but the backbone's.
+            image_level: those of the main tasks that have one output an image, see `InteractionModel`.
 
         Raises:
             UserError: see `InteractionModel`.
@@ -70,19 +72,21 @@ class PADNet(InteractionModel):
         if width < 4 or width % 4:
             raise ValueError(f"width={width}: give a multiple of 4")
         auxiliary = auxiliary or {}
-        super().__init__(encoder, MultiScaleHeads(partial(PADNetHead, width)), channels, auxiliary, head_seed)
+        heads = MultiScaleHeads(partial(PADNetHead, width), encoder.channels)
+        super().__init__(encoder, heads, channels, auxiliary, head_seed, image_level)
         self.deep_strides = encoder.strides[:1]
-        everyone = {**channels, **auxiliary}
+        dense = self.dense_channels(channels)
+        everyone = {**dense, **auxiliary}
         with torch.random.fork_rng(devices=[]):  # random values that are overwritten
             self.fuse = ScaleFusion(encoder.channels)
             self.front_end = FrontEnd(everyone, self.fuse.width, 0, width, bottleneck)
-            self.distillation = Distillation(tuple(channels), tuple(everyone), width, distillation == "published")
+            self.distillation = Distillation(tuple(dense), tuple(everyone), width, distillation == "published")
         self.initialise()
 
     def interact(
-        self, images: Tensor, tasks: Sequence[str]
+        self, image_maps: Sequence[Tensor], tasks: Sequence[str]
     ) -> tuple[dict[str, Sequence[Tensor]], tuple[dict[str, Tensor], ...]]:
-        """Images -> task -> its distilled features, and the first predictions."""
-        features = self.front_end(self.fuse(self.encoder(images)))
+        """Backbone's maps -> task -> its distilled features, and the first predictions."""
+        features = self.front_end(self.fuse(image_maps))
         deep = self.front_end.predict(features)
         return {task: [self.distillation(features, task)] for task in tasks}, (deep,)

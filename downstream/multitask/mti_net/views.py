@@ -17,7 +17,7 @@ class FrontEndView(nn.Module):
     """The first predictions at one scale as final outputs, of main and auxiliary tasks; shares the model's weights.
 
     Attributes:
-        tasks: all tasks of the front end.
+        tasks: all tasks of the front end; those of the image level have none.
     """
 
     def __init__(self, model: InteractionModel, stride: int):
@@ -36,7 +36,7 @@ class FrontEndView(nn.Module):
             raise UserError(f"the model has no front end at 1/{stride}; choose {known}")
         self.model = model
         self.level = model.deep_strides.index(stride)
-        self.tasks = (*model.tasks, *model.auxiliary)
+        self.tasks = (*(task for task in model.tasks if task not in model.image_level), *model.auxiliary)
 
     def forward(self, images: Tensor, tasks: Sequence[str] | None = None) -> Outputs:
         """Normalised images (N, 3, H, W) -> predictions (N, channels, H, W) float32; nothing is deep.
@@ -53,5 +53,5 @@ class FrontEndView(nn.Module):
             if task not in self.tasks:
                 raise UserError(f"task '{task}' is not in this model, which has: {', '.join(self.tasks)}")
         size = (images.shape[-2], images.shape[-1])
-        maps = self.model.interact(images, ())[1][self.level]
+        maps = self.model.interact(self.model.encoder(images), ())[1][self.level]
         return Outputs({task: upsample(maps[task], size) for task in chosen})

@@ -52,7 +52,8 @@ def merge_tasks(states: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]
         if different:
             raise UserError(
                 f"'{name}' does not have the filter bank of '{first}' ({len(different)} shared tensors differ, first: "
-                f"{different[0]}); merge only tasks that were trained from the same initial model"
+                f"{different[0]}); merge only tasks that were trained from the same initial model, or train one with "
+                "model.base=RUN, the run of the other"
             )
         for task in tasks_in(state):
             parts = {key: value for key, value in state.items() if task_of(key) == task}

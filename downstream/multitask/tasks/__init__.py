@@ -1,4 +1,4 @@
-"""Dense tasks, one file each; each defines ``task(...) -> TaskSpec``.
+"""Tasks, one file each; each defines ``task(...) -> TaskSpec``.
 
 A task of your own is one file too. It says how the task's labels are read, trained on, judged and drawn; every model,
 loss, transform and picture asks the `TaskSpec` and nothing else. For example ``sky.py``, which learns to find the sky
@@ -54,10 +54,21 @@ from PNG masks in a folder ``sky`` of any data set:
             read=read,
         )
 
-Use it by its path: ``load_task("sky.py")``.
+Use it by its path: ``load_task("sky.py")``. Tasks of one label an image are shorter: see `image_class`.
 """
 
+from . import image_class
 from .loading import BUILT_IN, load_task
 from .spec import Target, TargetGeometry, TaskSpec, class_map, grey, probability
 
-__all__ = ["BUILT_IN", "Target", "TargetGeometry", "TaskSpec", "class_map", "grey", "load_task", "probability"]
+__all__ = [
+    "BUILT_IN",
+    "Target",
+    "TargetGeometry",
+    "TaskSpec",
+    "class_map",
+    "grey",
+    "image_class",
+    "load_task",
+    "probability",
+]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..losses import depth_l1
+from .affinity import SIMILAR_DEPTH
 from .spec import TargetGeometry, TaskSpec, plane
 
 
@@ -40,6 +41,7 @@ def task(protocol: str = "survey", farthest: float = 10.0) -> TaskSpec:
         colour=partial(colour, farthest=farthest),
         problem=_problem,
         protocol={"depth": protocol},
+        affinity=SIMILAR_DEPTH,
     )
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..losses import balanced_bce
+from .affinity import SAME_SIDE
 from .spec import TargetGeometry, TaskSpec, binary_problem, grey, probability
 
 
@@ -31,6 +32,7 @@ def task(max_distance: float = 0.0075, positive_weight: float = 0.95) -> TaskSpe
         colour=grey,
         problem=partial(binary_problem, most=0.5),
         protocol={"max_distance": max_distance},
+        affinity=SAME_SIDE,
     )
 
 

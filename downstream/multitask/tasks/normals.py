@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..losses import normals_l1
+from .affinity import SIMILAR_DIRECTION
 from .spec import Target, TargetGeometry, TaskSpec
 
 # Component that points right, component that is vertical, and +1 where that one points down.
@@ -60,6 +61,7 @@ def task(axes: str = "nyud") -> TaskSpec:
         colour=colour,
         problem=partial(_problem, optical=_OPTICAL[axes]),
         protocol={"axes": axes},
+        affinity=SIMILAR_DIRECTION,
     )
 
 

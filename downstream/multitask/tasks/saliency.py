@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from ..losses import balanced_bce
+from .affinity import SAME_SIDE
 from .spec import TargetGeometry, TaskSpec, binary_problem, grey, probability
 
 
@@ -37,6 +38,7 @@ def task(protocol: str = "rcm") -> TaskSpec:
         colour=grey,
         problem=partial(binary_problem, most=0.98),
         protocol={"saliency": protocol},
+        affinity=SAME_SIDE,
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from polyscene.downstream.scenes.classes import palette
 
 from ..losses import cross_entropy
+from .affinity import SAME_CLASS
 from .spec import TargetGeometry, TaskSpec, class_map, class_problem, plane
 
 
@@ -44,6 +45,7 @@ def class_task(name: str, title: str, classes: int, names: tuple[str, ...], back
         problem=partial(class_problem, classes=classes),
         classes=names,
         protocol={"classes": classes},
+        affinity=SAME_CLASS,
     )
 
 

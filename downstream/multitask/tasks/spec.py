@@ -1,4 +1,4 @@
-"""What a dense task is: `TaskSpec`, the only place that knows how a task differs from the others."""
+"""What a task is: `TaskSpec`, the only place that knows how a task differs from the others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .affinity import PixelAffinity
+
 _INVALID_COLOUR = 128  # grey: no class, no depth, and the colour of the zero normal
 
 
@@ -19,7 +21,7 @@ class Target(NamedTuple):
 
     Attributes:
         values: (H, W) int64 for classes; (1, H, W) float32 for edges, saliency and depth; (3, H, W) for normals.
-            Finite everywhere; zero where not valid.
+            Finite everywhere; zero where not valid. Of an image-level task H = W = 1, whatever the image's size.
         valid: (H, W) bool, pixels that are trained on and judged.
     """
 
@@ -88,6 +90,9 @@ class TaskSpec:
         protocol: choices that make scores comparable or not, recorded beside every result.
         read: ``(data set's root, image name) -> Target``, for a task whose labels the data set does not know.
         source: file a user's task came from; empty for built-in tasks.
+        affinity: when the labels of two pixels are similar; None leaves the task out of the affinity analysis.
+        image_level: one value an image, not one a pixel: targets and the network's output are maps of 1x1. A task of
+            classes (integer ``values``) has logits for output. ``geometry`` is not used, nor is ``colour`` of numbers.
     """
 
     name: str
@@ -106,6 +111,8 @@ class TaskSpec:
     protocol: dict[str, str | float | int] = field(default_factory=dict)
     read: Callable[[Path, str], Target] | None = None
     source: str = ""
+    affinity: PixelAffinity | None = None
+    image_level: bool = False
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -137,6 +144,11 @@ class TaskSpec:
 
             return load_task, (self.source,)
         return TaskSpec, tuple(getattr(self, item.name) for item in fields(self))
+
+
+def target_size(spec: TaskSpec, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of a task's target for an image of ``size``: that size, or 1x1 for an image-level task."""
+    return (1, 1) if spec.image_level else size
 
 
 def plane(values: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ sys.path.insert(0, str(Path(__file__).parent / "workers"))
 
 from tiny_dense import RECIPE, alone, make_images, make_model
 
+from polyscene.downstream.multitask.balancing.build import make_balancer
+from polyscene.downstream.multitask.balancing.fixed import Fixed
 from polyscene.downstream.multitask.engine import train
 from polyscene.downstream.multitask.loading import train_batches
 from polyscene.downstream.multitask.optimizers import make_optimizer
@@ -45,12 +47,14 @@ class StopAfter(StopRequest):
             yield batch
 
 
-def start(images, folder, *, kind="sgd", workers=0, stop_after=None, evaluate=None, model=None, **plan):
+def start(images, folder, *, kind="sgd", balancer=None, workers=0, stop_after=None, evaluate=None, model=None, **plan):
     """Start or continue a run; its state, its directory and whether it reached the end."""
     model = model or make_model(frozen_norm=False)
     optimizer = make_optimizer(model, kind, learning_rate=0.05)
-    state = MultitaskState(model, optimizer, alone(), {"arch": "tiny", "dataset": "made", "config_hash": "0"})
-    step = DenseStep(model, optimizer, images.tasks, {"depth": 0.5}, alone())
+    balancer = balancer or Fixed([*images.tasks], {"depth": 0.5})
+    identity = {"arch": "tiny", "dataset": "made", "config_hash": "0"}
+    state = MultitaskState(model, optimizer, alone(), identity, balancer=balancer)
+    step = DenseStep(model, optimizer, images.tasks, balancer, alone())
     settings = {"steps_per_epoch": 2, "total_steps": 6, "end_step": 6, "learning_rate": 0.05, "log_every": 2}
     schedule = Schedule(**{**settings, "save_every_minutes": None, **plan})
     folder.mkdir(exist_ok=True)
@@ -93,11 +97,13 @@ def test_what_is_logged_saved_and_evaluated(images, tmp_path):
     assert [line["step"] for line in logged] == [2, 4, 6]
     names = ["loss_segmentation", "loss_depth", "loss_normals", "loss_edges"]
     assert list(logged[0]) == [
-        *("step", "loss", *names),
+        *("step", "loss", *names, *(name.replace("loss", "weight") for name in names)),
         *("learning_rate", "epoch", "images_per_second", "data_wait_percent"),
     ]
     for line in logged:
-        parts = [line[name] * (0.5 if name == "loss_depth" else 1) for name in names]
+        weights = [line[name.replace("loss", "weight")] for name in names]
+        assert weights == [1, 0.5, 1, 1]
+        parts = [line[name] * weight for name, weight in zip(names, weights)]
         assert line["loss"] == pytest.approx(sum(parts), rel=1e-4)
     assert logged[0]["learning_rate"] == pytest.approx(0.05 * (1 - 1 / 6) ** 0.9, rel=1e-5)
     assert [line["epoch"] for line in logged] == [1, 2, 3]
@@ -123,6 +129,28 @@ def test_a_stopped_run_goes_on_bit_for_bit(images, tmp_path, kind):
     for index, buffers in kept.items():
         for name, buffer in buffers.items():
             assert torch.equal(buffer, other[index][name]), name
+
+
+@pytest.mark.parametrize("strategy", ["dtp", "dwa", "uncertainty", "similar_losses"])
+def test_a_strategy_goes_on_with_what_it_has_learnt(images, tmp_path, strategy):
+    def train(folder, **options):
+        balancer = make_balancer(strategy, [*images.tasks], measure_iterations=2)
+        return start(images, tmp_path / folder, balancer=balancer, log_every=1, **options)
+
+    whole, run, _ = train("whole")
+    train("halves", stop_after=3)
+    second, again, _ = train("halves")
+    for (name, value), other in zip(whole.model.state_dict().items(), second.model.state_dict().values(), strict=True):
+        assert torch.equal(value, other), name
+    weights = [[{k: v for k, v in line.items() if k.startswith("weight")} for line in lines(r)] for r in (run, again)]
+    assert weights[0] == weights[1]
+    assert len({str(line) for line in weights[0]}) > 1  # they did move
+
+
+def test_a_checkpoint_of_another_strategy_is_one_line(images, tmp_path):
+    start(images, tmp_path / "run", end_step=2)
+    with pytest.raises(UserError, match="another balancing strategy"):
+        start(images, tmp_path / "run", balancer=make_balancer("dwa", [*images.tasks]))
 
 
 def test_a_killed_run_repeats_its_lines_of_metrics(images, tmp_path):

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "workers"))
 
 from tiny_dense import RECIPE, alone, make_images, make_model, specs
 
+from polyscene.downstream.multitask.balancing.fixed import Fixed
 from polyscene.downstream.multitask.loading import train_batches
 from polyscene.downstream.multitask.optimizers import make_optimizer
 from polyscene.downstream.multitask.step import DenseStep
@@ -61,7 +62,9 @@ def test_steps_equal_a_plain_loop(batches, kind, deep):
     expected = plain_loop(twin, oracle, batches, rates, WEIGHTS)
     model = make_model(frozen_norm=False, deep=deep)
     frozen = model.frozen.weight.clone()
-    step = DenseStep(model, make_optimizer(model, kind, learning_rate=1.0), specs(), WEIGHTS, alone())
+    step = DenseStep(
+        model, make_optimizer(model, kind, learning_rate=1.0), specs(), Fixed([*specs()], WEIGHTS), alone()
+    )
     for number, (batch, rate) in enumerate(zip(batches, rates)):
         losses = step.step(batch, step=number, learning_rate=rate)
         shown = [losses.total.item(), *(losses.tasks[name].item() for name in specs())]
@@ -75,7 +78,12 @@ def test_an_auxiliary_task_has_deep_outputs_only(batches):
     model = make_model(tasks=("depth",), deep=("depth", "normals"))
     tasks = {name: specs()[name] for name in ("depth", "normals")}
     step = DenseStep(
-        model, make_optimizer(model, "sgd", learning_rate=0.1), tasks, {"normals": 10.0}, alone(), tasks=("depth",)
+        model,
+        make_optimizer(model, "sgd", learning_rate=0.1),
+        tasks,
+        Fixed([*tasks], {"normals": 10.0}),
+        alone(),
+        tasks=("depth",),
     )
     with torch.no_grad():
         images = T.normalize(batches[0].images.float() / 255, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -103,7 +111,7 @@ def test_tasks_with_parts_of_their_own_train_as_in_separate_runs(batches):
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith("tasks."))
         chosen = {name: specs()[name] for name in tasks}
-        step = DenseStep(model, make_optimizer(model, "sgd", learning_rate=0.1), chosen, {}, alone())
+        step = DenseStep(model, make_optimizer(model, "sgd", learning_rate=0.1), chosen, Fixed([*chosen]), alone())
         for number, batch in enumerate(batches):
             step.step(batch, step=number, learning_rate=0.1)
         apart[tasks] = model.tasks["depth"].weight.clone()
@@ -116,7 +124,7 @@ def test_bf16_keeps_losses_and_weights_in_float32(batches):
     for precision in ("fp32", "bf16"):
         model = make_model(frozen_norm=False)
         optimizer = make_optimizer(model, "sgd", learning_rate=0.05)
-        step = DenseStep(model, optimizer, specs(), WEIGHTS, alone(), precision=precision)
+        step = DenseStep(model, optimizer, specs(), Fixed([*specs()], WEIGHTS), alone(), precision=precision)
         losses = [step.step(batch, step=i, learning_rate=0.05).total for i, batch in enumerate(batches)]
         assert all(loss.dtype == torch.float32 for loss in losses)
         assert all(p.dtype == torch.float32 for p in model.parameters())
@@ -127,7 +135,7 @@ def test_bf16_keeps_losses_and_weights_in_float32(batches):
 
 def test_a_loss_that_is_not_finite_is_reported_before_the_weights_move(batches):
     model = make_model()
-    step = DenseStep(model, make_optimizer(model, "sgd", learning_rate=0.1), specs(), {}, alone())
+    step = DenseStep(model, make_optimizer(model, "sgd", learning_rate=0.1), specs(), Fixed([*specs()]), alone())
     with torch.no_grad():
         model.tasks["depth"].bias.fill_(float("nan"))
     before = {name: value.clone() for name, value in model.state_dict().items()}

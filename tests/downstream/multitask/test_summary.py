@@ -1,8 +1,7 @@
-"""results.json of multi-task runs: means, deviations, Delta, single-task runs, published rows."""
+"""results.json of multi-task runs: means, deviations, Delta, single-task runs."""
 
 import math
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent / "workers"))
 
 from tiny_dense import make_images, specs
 
-from polyscene.downstream.multitask.data import nyud, pascal_context
-from polyscene.downstream.multitask.published import published_rows
 from polyscene.downstream.multitask.summary import make_evaluation, scores_protocol, single_task_results
-from polyscene.downstream.multitask.tasks import saliency
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.results import read_results, write_results
 
@@ -135,58 +131,3 @@ def test_missing_and_doubled_results(tmp_path, protocol):
         single_task_results([first, second], {"depth": TASKS["depth"]}, protocol("rcm"))
     with pytest.raises(UserError, match="cannot read"):
         single_task_results([tmp_path / "nothing"], TASKS, protocol("rcm"))
-
-
-# Published rows
-
-
-def test_rcm_on_nyud():
-    tasks = nyud.tasks(depth_protocol="rcm")
-    rows = {row.name: row for row in published_rows("nyud", 654, "resnet18", tasks)}
-    assert rows["RCM"].values == {
-        "edges_odsf": 0.6844,
-        "segmentation_miou": 0.342,
-        "normals_mean": 22.41,
-        "depth_rmse": 0.57,
-        "delta": -0.0148,
-    }
-    assert "delta" not in rows["single-task"].values
-    assert rows["RCM"].source == "RCM (ECCV 2020), table 4"
-    # The printed drops follow from the rows (equation 4 of the paper), up to their two digits.
-    single = rows["single-task"].values
-    for name in ("Series RA", "Parallel RA", "RCM"):
-        changes = [
-            (row - single[key]) / single[key] * (1 if key in ("edges_odsf", "segmentation_miou") else -1)
-            for key, row in rows[name].values.items()
-            if key != "delta"
-        ]
-        assert rows[name].values["delta"] == pytest.approx(np.mean(changes), abs=0.005)
-
-
-def test_rcm_on_pascal_drops_follow_from_the_rows():
-    tasks = pascal_context.tasks()
-    rows = {row.name: row for row in published_rows("pascal", 5105, "resnet18", tasks)}
-    assert len(rows) == 11
-    single = rows.pop("single-task").values
-    assert single["parts_miou"] == 0.5969
-    for name, row in rows.items():
-        changes = [
-            (row.values[key] - value) / value * (-1 if key == "normals_mean" else 1) for key, value in single.items()
-        ]
-        assert row.values["delta"] == pytest.approx(np.mean(changes), abs=2e-4), name
-
-
-def test_only_what_was_measured_the_same_way():
-    tasks = nyud.tasks()  # depth as in the survey
-    rows = published_rows("nyud", 654, "resnet18", tasks)
-    assert all("depth_rmse" not in row.values and "delta" not in row.values for row in rows)
-    assert all("normals_mean" in row.values for row in rows)
-    assert published_rows("nyud", 81, "resnet18", tasks) == ()  # not the whole split
-    assert published_rows("nyud", 654, "resnet34", tasks) == ()
-    assert published_rows("folder", 654, "resnet18", tasks) == ()
-    some = {name: tasks[name] for name in ("segmentation", "depth")}
-    thesis = published_rows("nyud", 654, "resnet50", some)
-    assert [row.source for row in thesis] == ["thesis table 7.10"] * 4
-    assert thesis[-1].values == {"segmentation_miou": 0.452, "depth_rmse": 0.581}
-    other = {"saliency": replace(saliency.task("atrc"), name="saliency")}
-    assert published_rows("pascal", 5105, "resnet18", other) == ()

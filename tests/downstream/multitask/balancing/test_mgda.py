@@ -130,3 +130,16 @@ def test_refusals(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchjd.aggregation", None)
     with pytest.raises(UserError, match="pip install torchjd"):
         MGDA(ABC, solver="torchjd")
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2", "loss", "loss+"])
+def test_a_task_without_gradient_is_left_out(normalize):
+    """No valid pixel in the batch: the others are weighed as if it were not there."""
+    rows = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    both = MGDA(["a", "b"], normalize=normalize).weigh(torch.tensor([1.0, 2.0]), rows @ rows.T)
+    rows = torch.cat([rows, torch.zeros(1, 5, dtype=torch.float64)])
+    three = MGDA(["a", "b", "c"], normalize=normalize).weigh(torch.tensor([1.0, 2.0, 0.0]), rows @ rows.T)
+    torch.testing.assert_close(three[:2], both, rtol=1e-5, atol=1e-8)
+    assert three[2] < 1e-9
+    nothing = MGDA(["a", "b"], normalize=normalize).weigh(torch.zeros(2), torch.zeros(2, 2, dtype=torch.float64))
+    torch.testing.assert_close(nothing, torch.full((2,), 0.5))

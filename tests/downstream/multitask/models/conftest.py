@@ -10,11 +10,11 @@ from polyscene.downstream.multitask.models.build import ModelOptions, build_mode
 def make(weights, moments):
     """Kind and tasks -> a model on resnet10t with narrow heads."""
 
-    def build(kind, channels=None, seed=0, response_init=False, **options):
+    def build(kind, channels=None, seed=0, response_init=False, image_level=(), **options):
         options = ModelOptions(kind, head_width=8, response_init=response_init, **options)
         channels = {"edges": 1, "normals": 3} if channels is None else channels
         found = moments("resnet10t") if options.needs_moments else None
-        return build_model(options, weights("resnet10t"), channels, found, seed)
+        return build_model(options, weights("resnet10t"), channels, found, seed, image_level)
 
     return build
 
@@ -23,7 +23,9 @@ def make(weights, moments):
 def record():
     """Name and channels -> the record of a task."""
 
-    def get(name, channels):
-        return TaskRecord(name=name, dataset="nyud", channels=channels, classes=(), settings={}, source="")
+    def get(name, channels, image_level=False):
+        return TaskRecord(
+            name=name, dataset="nyud", channels=channels, classes=(), settings={}, source="", image_level=image_level
+        )
 
     return get

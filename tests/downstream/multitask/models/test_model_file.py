@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from polyscene.downstream.multitask.models.build import ModelOptions
-from polyscene.downstream.multitask.models.model_file import load_model, save_model
+from polyscene.downstream.multitask.models.model_file import SavedModel, load_model, save_model
 from polyscene.runtime.errors import UserError
 
 OPTIONS = ModelOptions("rcm", head_width=8, response_init=False)
@@ -23,7 +23,8 @@ def records(record):
 def saved(make, records, tmp_path):
     """A small file, of the kind whose state is smallest."""
     path = tmp_path / "model.safetensors"
-    save_model(path, make("frozen"), "resnet10t", dataclasses.replace(OPTIONS, kind="frozen"), records, {"steps": "7"})
+    options = dataclasses.replace(OPTIONS, kind="frozen")
+    save_model(path, SavedModel(make("frozen"), "resnet10t", options, records, {"steps": "7"}))
     return path
 
 
@@ -42,7 +43,7 @@ def test_what_was_written_comes_back(make, records, images, disturb, tmp_path, k
     model = make(kind, seed=5).train()
     disturb(model, "normals")
     options = dataclasses.replace(OPTIONS, kind=kind)
-    save_model(tmp_path / "model.safetensors", model, "resnet10t", options, records, {"step": "10"})
+    save_model(tmp_path / "model.safetensors", SavedModel(model, "resnet10t", options, records, {"step": "10"}))
     loaded = load_model(tmp_path)  # the run directory
     assert (loaded.arch, loaded.options, loaded.metadata) == ("resnet10t", options, {"step": "10"})
     assert loaded.tasks == records
@@ -57,14 +58,14 @@ def test_what_was_written_comes_back(make, records, images, disturb, tmp_path, k
     assert all(torch.equal(found[task], expected[task]) for task in expected)
     # Written again, the file has the same bytes; the order of the records given does not matter.
     again = dict(reversed(records.items()))
-    save_model(tmp_path / "again.safetensors", loaded.model, "resnet10t", options, again, {"step": "10"})
+    save_model(tmp_path / "again.safetensors", dataclasses.replace(loaded, tasks=again))
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "model.safetensors").read_bytes()
 
 
 def test_records_must_be_those_of_the_model(make, record, tmp_path):
     for records in ({"edges": record("edges", 1)}, {"edges": record("edges", 1), "normals": record("normals", 2)}):
         with pytest.raises(ValueError, match="records"):
-            save_model(tmp_path / "m", make("frozen"), "resnet10t", OPTIONS, records, {})
+            save_model(tmp_path / "m", SavedModel(make("frozen"), "resnet10t", OPTIONS, records))
     assert not list(tmp_path.iterdir())
 
 
@@ -94,6 +95,12 @@ def poisoned(state):
         (lambda h: h.update(head_seed="x"), None, "header is damaged"),
         (lambda h: h.update(options=h["options"].replace("frozen", "thawed")), None, "model.kind=thawed"),
         (lambda h: h.update(options=h["options"].replace("head_width", "width")), None, "unknown option 'width'"),
+        (
+            lambda h: h.update(options=h["options"].replace("dilated", "folded")),
+            None,
+            "unknown family of models 'folded'",
+        ),
+        (lambda h: h.update(auxiliary=h["tasks"]), None, "header is damaged.*no auxiliary tasks"),
         (lambda h: h.update(options=h["options"].replace('"head_width": 8', '"head_width": 9')), None, "do not fit"),
         (lambda h: h.update(arch="resnet18"), None, "do not fit"),
         (lambda h: h.update(arch="resnet19"), None, "does not know this network"),

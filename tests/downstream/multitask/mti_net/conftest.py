@@ -35,10 +35,10 @@ def backbone_weights():
 def build(backbone_weights):
     """Kind and options -> a network on a small ResNet with a pyramid of 16 channels."""
 
-    def make(kind, arch="resnet10t", channels=None, auxiliary=None, seed=0, **options):
+    def make(kind, arch="resnet10t", channels=None, auxiliary=None, seed=0, image_level=(), **options):
         options = MultiScaleOptions(kind, **{"pyramid_width": 16, "width": 16, **options})
         channels = MAIN if channels is None else channels
-        return build_multi_scale_model(options, backbone_weights(arch), channels, auxiliary, seed)
+        return build_multi_scale_model(options, backbone_weights(arch), channels, auxiliary, seed, image_level)
 
     return make
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from polyscene.downstream.multitask.balancing.fixed import Fixed
 from polyscene.downstream.multitask.data.transforms import Batch
 from polyscene.downstream.multitask.mti_net.build import (
     KINDS,
@@ -80,7 +81,7 @@ def test_a_training_step_lowers_the_losses_of_all_outputs(build):
     def train():
         model = build("mti_net", channels={"depth": 1}, auxiliary=AUXILIARY)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        step = DenseStep(model, optimizer, specs, {"normals": 10.0}, world, tasks=model.tasks)
+        step = DenseStep(model, optimizer, specs, Fixed([*specs], {"normals": 10.0}), world, tasks=model.tasks)
         batch = Batch(["first", "second"], images, targets)
         return [step.step(batch, step=number, learning_rate=1e-3) for number in range(4)]
 
@@ -260,8 +261,9 @@ def test_reduced_precision_and_memory_format(build, photos):
 
 
 def test_wrong_options_are_refused(build):
+    named = {"fpm_softmax": "mti_net.fpm_softmax", "distillation": "pad_net.distillation", "width": "pad_net.width"}
     for key, value in (("fpm_softmax", "x"), ("distillation", "x"), ("head", "x"), ("scales", (8, 4)), ("width", 6)):
-        with pytest.raises(UserError, match=f"model.{key}="):
+        with pytest.raises(UserError, match=f"model.{named.get(key, key)}="):
             build("mti_net", **{key: value})
     with pytest.raises(UserError, match="model.kind=x"):
         build("x")
