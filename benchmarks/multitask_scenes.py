@@ -164,7 +164,7 @@ INTERACTION = Study(
             "MTI-Net, auxiliary normals and edges", (*MTI_NET.words, "auxiliary_tasks=[normals, edges]")
         ),
     },
-    iterations=120,
+    iterations=150,
     verdict=("mti_net", "multi_task", "MTI-Net", "the multi-task network"),
 )
 
@@ -188,7 +188,7 @@ BALANCING = Study(
         "mgda": _balanced("MGDA", "strategy=mgda"),
         "similar_losses": _balanced("similar losses (heuristic 2)", "strategy=similar_losses", "measure_iterations=20"),
     },
-    iterations=120,
+    iterations=150,
     random=False,
 )
 STUDIES = {study.name: study for study in (ENCODER, INTERACTION, BALANCING)}
@@ -405,7 +405,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretrained", default="runs/demo/pretrain", help="SSL backbone; pretrained if not there")
     parser.add_argument("--init", action="append", default=[], metavar="NAME=WEIGHTS", help="one more initialisation")
     parser.add_argument("--arch", default="resnet10t", help="of random weights; that of the pretrained backbone")
-    parser.add_argument("--iterations", type=int, help="steps of a run; 200 for encoder, 120 for the others")
+    parser.add_argument("--iterations", type=int, help="steps of a run; 200 for encoder, 150 for the others")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", help="folder of the runs; runs/multitask_STUDY")
     parser.add_argument("--json", help="file for all numbers; benchmarks/results/multitask_STUDY.json")

@@ -59,6 +59,16 @@ def test_the_front_ends_of_a_finished_model_can_be_judged_later(mti_run, dense_w
     assert after == pytest.approx(before, rel=1e-5)
 
 
+def test_reduced_precision_changes_little(mti_run, dense_words, polyscene, tmp_path):
+    words = (*SMALL, f"model.base={mti_run}", "iterations=0", "evaluate.pictures=0", "precision=bf16")
+    code, _, err = polyscene(*dense_words(tmp_path / "eval", *words))
+    assert code == 0, err
+    exact, rough = (read_results(run / "results.json").values for run in (mti_run, tmp_path / "eval"))
+    assert rough["depth_rmse"] != exact["depth_rmse"]
+    assert rough["depth_rmse"] == pytest.approx(exact["depth_rmse"], rel=0.01)
+    assert rough["segmentation_pixel_accuracy"] == pytest.approx(exact["segmentation_pixel_accuracy"], abs=0.02)
+
+
 def test_a_stopped_run_goes_on_with_its_weights(mti_run, dense_words, polyscene, tmp_path, one_thread):
     words = ("model.kind=mti_net", "auxiliary_tasks=[saliency]", "balancing.strategy=gradnorm", "evaluate.pictures=0")
     runs = {name: tmp_path / name for name in ("whole", "parts")}
