@@ -2,6 +2,7 @@
 # make test   install, then the whole test suite
 # make lint   style checks
 # make slurm  install Debian's SLURM packages, for the cluster tests
+# make test-cluster  the tests of submission, with those that start a SLURM cluster of two nodes on this machine
 # make browser  install Debian's Chromium, for the tests of the report
 #
 # VENV=DIR uses another virtual environment (created if absent).
@@ -11,7 +12,7 @@ PYTHON ?= python3
 BIN = $(VENV)/bin
 READY = $(VENV)/.polyscene-installed
 
-.PHONY: demo test lint slurm browser install
+.PHONY: demo test test-cluster lint slurm browser install
 
 install: $(READY)
 
@@ -32,6 +33,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+test-cluster: $(READY)
+	POLYSCENE_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/launch/cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .

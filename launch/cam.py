@@ -21,9 +21,8 @@ from polyscene.runtime.run import RunDirectory
 from polyscene.runtime.weights import read_weights, weights_hash
 from polyscene.ssl.sources import open_source
 
-from .cam_config import CamConfig
+from .cam_config import CamConfig, check_values
 from .evaluation import Subject, finish_evaluation, open_evaluation, open_subjects
-from .limits import check_at_least
 
 
 def cam(config: CamConfig) -> int:
@@ -32,7 +31,7 @@ def cam(config: CamConfig) -> int:
     Raises:
         UserError: wrong values, weights, heads, images or output folder.
     """
-    _check(config)
+    check_values(config)
     device = choose_device(config.device)
     photos = draw_photos(_find_photos(config.images), config.count, config.seed)
     subjects = _subjects(config)
@@ -69,21 +68,6 @@ def cam(config: CamConfig) -> int:
         pictures, right = _draw(config, run, photos, viewers, wanted, bar, len(photos) if unsettled else 0)
     finish_evaluation(run, _evaluation(config, subjects, viewers, photos, pictures, right))
     return 0
-
-
-def _check(config: CamConfig) -> None:
-    check_at_least([("count", config.count, 1), ("rows", config.rows, 1)])
-    for key, value in (("resize", config.resize), ("crop", config.crop)):
-        if value is not None and value < 32:
-            raise UserError(f"{key}={value} is too small for a backbone; it must be at least 32")
-    if not 0 <= config.alpha <= 1:
-        raise UserError(f"alpha={config.alpha} must lie between 0 and 1")
-    if config.classes == ():
-        raise UserError("classes=[] shows nothing; name some, or leave the key out")
-    if config.classes and not (config.head or config.compare_head):
-        raise UserError("classes needs the linear head of a probe; give head=RUN of polyscene probe protocol=linear")
-    if config.compare_head and not config.compare and (config.baseline is None or config.weights == "random"):
-        raise UserError("compare_head needs a second backbone; give compare=WEIGHTS or baseline=random")
 
 
 def _find_photos(images: str | Sequence[str]) -> list[Photo]:

@@ -13,11 +13,14 @@ from rich.console import Console
 
 from polyscene.runtime.config import config_values, describe, load_config, to_yaml
 from polyscene.runtime.errors import UserError
+from polyscene.runtime.run_lock import run_locks
 
-from .analyse_config import FeaturesConfig, GradientsConfig, ParametersConfig
+from .analyse_config import AffinityConfig, FeaturesConfig, GradientsConfig, ParametersConfig, ResourcesConfig
 from .cam_config import CamConfig
+from .chain_config import ChainConfig
+from .cluster.cluster_config import ClusterConfig
+from .multitask_checks import check_values as check_multitask_values
 from .multitask_config import MultitaskConfig
-from .multitask_config import check_values as check_multitask_values
 from .predict_config import PredictConfig
 from .pretrain_config import PretrainConfig, check_values
 from .probe_config import ProbeConfig
@@ -45,7 +48,7 @@ tasks_app = typer.Typer(
 app.add_typer(tasks_app)
 analyse_app = typer.Typer(
     name="analyse",
-    help="Look into trained multi-task models: the figures of the RCM paper.",
+    help="Look into multi-task models and their data: figures and tables of the RCM paper and of the thesis.",
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -56,6 +59,9 @@ ConfigPath = Annotated[str, typer.Argument(metavar="CONFIG", help="YAML file, or
 Words = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="override keys of the config")]
 RunAndWords = Annotated[
     list[str], typer.Argument(metavar="RUN|KEY=VALUE", help="run of polyscene multitask, and keys of the analysis")
+]
+ConfigAndWords = Annotated[
+    list[str], typer.Argument(metavar="CONFIG|KEY=VALUE", help="multi-task config or run, and keys of the analysis")
 ]
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="print the resolved config and exit")]
 
@@ -167,20 +173,32 @@ def _analyse(what: str, words: list[str]) -> None:
 
 @analyse_app.command(epilog=_keys_help(GradientsConfig, hidden="runs"))
 def gradients(words: RunAndWords) -> None:
-    """Similarity of the tasks' gradients, by depth (figure 3)."""
+    """Similarity of the tasks' gradients, by depth (RCM, figure 3)."""
     _analyse("gradients", words)
 
 
 @analyse_app.command(epilog=_keys_help(FeaturesConfig, hidden="runs"))
 def features(words: RunAndWords) -> None:
-    """Features as colours, side by side in several models (figure 5)."""
+    """Features as colours, side by side in several models (RCM, figure 5)."""
     _analyse("features", words)
 
 
 @analyse_app.command(epilog=_keys_help(ParametersConfig, hidden="runs"))
 def parameters(words: RunAndWords) -> None:
-    """Parameters against the number of tasks, for every kind of model (figure 4)."""
+    """Parameters against the number of tasks, for every kind of model (RCM, figure 4)."""
     _analyse("parameters", words)
+
+
+@analyse_app.command(epilog=_keys_help(AffinityConfig, hidden="runs"))
+def affinity(words: ConfigAndWords) -> None:
+    """Pixel affinities that tasks share, by scale (thesis, figure 5.3)."""
+    _analyse("affinity", words)
+
+
+@analyse_app.command(epilog=_keys_help(ResourcesConfig, hidden="runs"))
+def resources(words: ConfigAndWords) -> None:
+    """Parameters, operations, memory and time of any networks, relative to the first (thesis, table 5.6)."""
+    _analyse("resources", words)
 
 
 @app.command(epilog=_keys_help(PretrainConfig))
@@ -256,10 +274,61 @@ def report(
     raise typer.Exit(run(runs))
 
 
+@app.command(
+    epilog=_keys_help(ClusterConfig).replace("Config keys (KEY=VALUE)", "Keys of CLUSTER"),
+    context_settings={"ignore_unknown_options": True},  # the submitted command's own
+)
+def submit(
+    cluster: Annotated[
+        str, typer.Argument(metavar="CLUSTER", help="YAML file, or a shipped name: cluster/slurm_8gpu, cluster/local")
+    ],
+    words: Annotated[list[str], typer.Argument(metavar="COMMAND [CONFIG] [KEY=VALUE]...", help="what is to run there")],
+    sweep: Annotated[
+        bool, typer.Option("--sweep", help="KEY=[A,B] means a run for each value, all in one job array")
+    ] = False,
+) -> None:
+    """Run a command as a job of a SLURM cluster, or in the background of this machine."""
+    from .submit import submit as run
+
+    raise typer.Exit(run(cluster, words, sweep=sweep))
+
+
+@app.command()
+def jobs(
+    folder: Annotated[Path | None, typer.Argument(metavar="[DIR]", help="where to look; default: runs")] = None,
+    table: Annotated[bool, typer.Option("--table", help="results, and the keys in which the runs differ")] = False,
+    follow: Annotated[Path | None, typer.Option("--follow", metavar="RUN", help="show its log until it ends")] = None,
+    cancel: Annotated[Path | None, typer.Option("--cancel", metavar="RUN", help="end its job")] = None,
+) -> None:
+    """Show state, progress and last error of every run; works without SLURM's accounting."""
+    from . import jobs as command
+
+    if (folder is not None) + (follow is not None) + (cancel is not None) > 1 or (table and (follow or cancel)):
+        raise UserError("give one of DIR (with or without --table), --follow RUN and --cancel RUN")
+    if follow is not None:
+        raise typer.Exit(command.follow_run(follow))
+    if cancel is not None:
+        raise typer.Exit(command.cancel(cancel))
+    raise typer.Exit(command.jobs(folder, table=table))
+
+
+@app.command(epilog=_keys_help(ChainConfig))
+def chain(
+    file: Annotated[str, typer.Argument(metavar="CHAIN", help="YAML file, or a shipped name: chains/demo")],
+    words: Words = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check everything and show the steps, start none")] = False,
+) -> None:
+    """Run commands that build on each other, here or on SLURM; the same command continues at what is not finished."""
+    from .chain import chain as run
+
+    raise typer.Exit(run(file, words or [], dry_run=dry_run))
+
+
 def main() -> None:
     """Run the command line; a :class:`UserError` becomes one line and its exit code."""
     try:
-        app()
+        with run_locks():
+            app()
     except UserError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -58,10 +58,18 @@ def config_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, 
     Raises:
         UserError: unreadable file or malformed word.
     """
-    file = find_config(path)
-    raw = _read_with_parents(file, ())
+    return _resolve(raw_values(path, overrides), find_config(path))
+
+
+def raw_values(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What :func:`config_values` gives, but ``${...}`` and ``???`` stand as they are written.
+
+    Raises:
+        UserError: unreadable file or malformed word.
+    """
+    raw = _read_with_parents(find_config(path), ())
     _apply_words(raw, overrides)
-    return _resolve(raw, file)
+    return raw
 
 
 def parse_words(words: Sequence[str]) -> dict[str, Any]:

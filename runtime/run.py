@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -15,9 +16,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from . import job_variables
 from .config import config_hash, differences, relevant
 from .errors import UserError
 from .files import make_folder, write_text
+from .run_lock import hold_run
 
 # What a run writes, and overwrite=true removes.
 _OWN_NAMES = (
@@ -39,6 +42,7 @@ _OWN_NAMES = (
     "results_random",
     "scores",
 )
+_CLEARED = ".cleared_by"  # the cluster's job that last removed an earlier run
 
 
 class RunDirectory:
@@ -131,7 +135,8 @@ def open_run(
 ) -> tuple[Path, bool]:
     """Prepare a run directory for a config; to be called by the main process only.
 
-    A folder with the same config is continued, one with another config refused.
+    A folder with the same config is continued, one with another config refused. The folder is held, see
+    :func:`.run_lock.hold_run`: no other process can open it meanwhile.
 
     Args:
         out: the folder.
@@ -143,13 +148,14 @@ def open_run(
         The folder, and whether an earlier run is being continued.
 
     Raises:
-        UserError: not writable; not a run directory; another config (naming the keys that differ).
+        UserError: not writable; in use; not a run directory; another config (naming the keys that differ).
     """
     path = Path(out)
     make_folder(path)
+    hold_run(path)
     config_file = path / "config.yaml"
     if overwrite:
-        _clear(path)
+        _clear_once(path)
     if not config_file.exists():
         strangers = sorted(p.name for p in path.iterdir())
         if any(name in ("checkpoints", "metrics.jsonl", "backbone.safetensors") for name in strangers):
@@ -195,8 +201,14 @@ def environment() -> dict[str, str]:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             versions[name] = "not installed as a package"
+    here = Path(__file__).resolve().parent
     try:
-        here = Path(__file__).resolve().parent
+        # A copy of the source says where it comes from: git would name the commit of whatever it was copied into.
+        versions["commit"] = (here.parent / "COMMIT").read_text(encoding="utf-8").strip()
+        return versions
+    except OSError:
+        pass
+    try:
         command = ["git", "-C", str(here), "rev-parse", "--short", "HEAD"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=5, check=True)
         versions["commit"] = result.stdout.strip()
@@ -216,6 +228,17 @@ def processor() -> str:
 
 def _header() -> str:
     return "".join(f"# {name}: {version}\n" for name, version in environment().items())
+
+
+def _clear_once(path: Path) -> None:
+    """Remove an earlier run, but not what an earlier attempt of this job of a cluster did."""
+    job = os.environ.get(job_variables.JOB)
+    marker = path / _CLEARED
+    if job and marker.exists() and marker.read_text(encoding="utf-8") == job:
+        return
+    _clear(path)
+    if job:
+        write_text(marker, job)
 
 
 def _clear(path: Path) -> None:

@@ -91,7 +91,9 @@ class _MultitaskTraining(Training[Batch]):
         self.recent[self.state.step] = batch
         losses = self.step.step(batch, step=self.state.step, learning_rate=self.schedule.rate(self.state.step))
         self.names = list(losses.weights)
-        self.window.add(torch.stack([losses.total, *(losses.tasks[name] for name in self.names), *losses.weights.values()]))
+        self.window.add(
+            torch.stack([losses.total, *(losses.tasks[name] for name in self.names), *losses.weights.values()])
+        )
         return len(batch.names)
 
     def window_metrics(self) -> dict[str, float]:

@@ -107,7 +107,9 @@ def make_evaluation(
         main.append(DELTA)
     for values, further in zip(per_seed, more_values):
         values.update(further)
-    metrics = [m for m in (*main, *others, *more) if all(math.isfinite(values.get(m.key, math.nan)) for values in per_seed)]
+    metrics = [
+        m for m in (*main, *others, *more) if all(math.isfinite(values.get(m.key, math.nan)) for values in per_seed)
+    ]
     columns = {metric.key: [values[metric.key] for values in per_seed] for metric in metrics}
     return Evaluation(
         command=command,

@@ -35,7 +35,8 @@ def test_overwrite_removes_the_run_and_nothing_else(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     open_run(tmp_path, {**CONFIG, "epochs": 9}, overwrite=True)
     assert read_run_config(tmp_path)["epochs"] == 9
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "notes.txt"]
+    # This process holds the run until it ends.
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".lock", "config.yaml", "notes.txt"]
 
 
 def test_results_without_config_are_not_adopted(tmp_path):
