@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_WIDE = 16
+"""Classes that fill the widest vectors of a processor. With fewer, a softmax over rows is slower than across maps."""
+
 
 def cross_entropy(output: Tensor, values: Tensor, valid: Tensor) -> Tensor:
     """Softmax cross-entropy in nats: segmentation, human parts.
@@ -28,8 +31,11 @@ def cross_entropy(output: Tensor, values: Tensor, valid: Tensor) -> Tensor:
     """
     _check(output, values.unsqueeze(1).expand(-1, output.shape[1], -1, -1), valid)
     with torch.autocast(output.device.type, enabled=False):
-        classes = torch.where(valid, values, 0)
-        return _mean(F.cross_entropy(output.float(), classes, reduction="none"), valid)
+        logits, classes = output.float(), torch.where(valid, values, 0)
+        if logits.shape[1] >= _WIDE and logits.is_contiguous(memory_format=torch.channels_last):
+            # The classes of a pixel lie side by side: as rows they need no copy into another layout and back.
+            logits, classes = logits.permute(0, 2, 3, 1).flatten(0, 2), classes.flatten()
+        return _mean(F.cross_entropy(logits, classes, reduction="none").view(valid.shape), valid)
 
 
 def balanced_bce(output: Tensor, values: Tensor, valid: Tensor, positive_weight: float | None = None) -> Tensor:

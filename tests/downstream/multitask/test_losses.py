@@ -109,3 +109,21 @@ def test_shapes_that_would_broadcast_are_refused(case):
         loss(output, values, valid[:1])
     with pytest.raises(ValueError, match="do not fit"):
         loss(output[:, :, :1], values, valid)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("classes", [15, 16, 40])
+def test_cross_entropy_does_not_depend_on_the_memory_layout(classes, layout):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, classes, (2, 6, 5), generator=generator)
+    valid = torch.rand(2, 6, 5, generator=generator) > 0.3
+    output = torch.randn(2, classes, 6, 5, generator=generator).to(memory_format=layout).requires_grad_()
+    probabilities = output.detach().double().softmax(1)
+    chosen = probabilities.gather(1, values.unsqueeze(1)).squeeze(1)
+    expected = -chosen.log()[valid].mean()
+    slope = (probabilities - torch.nn.functional.one_hot(values, classes).movedim(-1, 1)) * valid.unsqueeze(1)
+    loss = cross_entropy(output, values, valid)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(output.grad.double(), slope / valid.sum(), atol=1e-7)
+    assert output.grad.is_contiguous(memory_format=layout)
