@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import os
@@ -73,6 +74,7 @@ def submit_commands(
         if not after:
             check_inputs(line)
         check_free(line.run)
+    require_submitit()
     if cluster.executor == "slurm":
         require_slurm()
     for line in lines:
@@ -162,6 +164,16 @@ def is_running(record: JobRecord) -> bool:
     """Whether the process of a local job is alive."""
     submitted = datetime.fromisoformat(record.submitted).timestamp()
     return process_alive(int(record.job_id), submitted)
+
+
+def require_submitit() -> None:
+    """Refuse an installation without submitit, which machines that only train need not have.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec("submitit") is None:
+        raise UserError("submitting needs the package submitit; pip install submitit")
 
 
 def require_slurm() -> None:

@@ -130,6 +130,7 @@ def test_what_is_written(benchmark, tmp_path, capsys):
     assert all(len(rounds) == 2 for rounds in case["step_ms_of_rounds"].values())
     fastest = min(times["reference"], times["reference, default layout"])
     assert case["ratio"] == pytest.approx(fastest / times["ours"], abs=1e-3)
+    assert case["processor_ratio"] == benchmark.ratio(case["processor_ms"])
 
 
 def test_median_and_ratio_leave_out_the_warm_up(benchmark):

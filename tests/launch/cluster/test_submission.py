@@ -193,3 +193,11 @@ def test_a_snapshot_replaces_an_earlier_one(tmp_path):
     assert not (code / "polyscene" / "old.py").exists()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["code"]
     assert not list(code.rglob("__pycache__"))
+
+
+def test_without_submitit_nothing_is_written(cluster_file, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install submitit"):
+        submit_commands(load_cluster(cluster_file(executor="local")), [["scenes", str(tmp_path / "out")]])
+    assert not (tmp_path / "out").exists()
