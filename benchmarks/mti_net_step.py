@@ -9,11 +9,11 @@ all outputs (resized to the labels), backward pass and Adam.
 
 In one process, in alternation, from equal states: ours, the reference in the same memory layout (channels last), and
 the reference in torch's default layout. What counts is the median over the rounds, and the ratio of ours to the faster
-reference. The parts of a step are timed in rounds of their own, cut apart at the maps of the backbone and at the
-outputs. Processor time is that of all threads: beside other programs it is the steadier measure on a CPU; on a GPU it
-is what launching costs. ``kept`` is the memory that a forward pass and its losses keep for the backward pass. Before
-anything is timed, losses, gradients and BatchNorm statistics of all are compared in double precision, on a part of the
-batch. Printed and written to benchmarks/results/.
+reference. Processor time is that of all threads: beside other programs it is the steadier measure on a CPU, on a GPU it
+is what launching costs. The parts of a step are timed in rounds of their own, cut apart at the maps of the backbone and
+at the outputs. ``kept`` is the memory that a forward pass and its losses keep for the backward pass. Before anything is
+timed, losses, gradients and BatchNorm statistics of all are compared in double precision, on a part of the batch.
+Printed and written to benchmarks/results/.
 
 Without --size: 192x256, 4 images, on a CPU; 480x640, 8 images, on a GPU.
 """
@@ -414,7 +414,7 @@ def tables(result: dict) -> list:
         table.add_row(name, *(f"{value:.1f}" for value in values.values()), f"{ratio(values):.2f}")
 
     row("whole step", result["step_ms"])
-    row("whole step, processor time", result["processor_ms"])
+    row("processor time", result["processor_ms"])
     for part in result["parts_ms"]["ours"]:
         row(part, {name: found[part] for name, found in result["parts_ms"].items()})
     row("kept for the backward pass, MB", result["kept_for_backward_mb"])
