@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -96,7 +97,8 @@ class WorkerLoader(Generic[Item]):
         # then. The iterator also looks after its workers whenever it waits for a batch, where the error can be caught.
         in_main_thread = threading.current_thread() is threading.main_thread()
         before = signal.getsignal(signal.SIGCHLD) if in_main_thread and hasattr(signal, "SIGCHLD") else None
-        iterator = iter(self._loader)
+        with _signals_held_back():
+            iterator = iter(self._loader)
         if before is not None:
             # Another loader may have installed torch's handler earlier; it stays for good, so it is taken out here.
             torchs = getattr(before, "__module__", "") == "torch.utils.data._utils.signal_handling"
@@ -130,15 +132,32 @@ def _unchanged(item: Any) -> Any:
     return item
 
 
+_REQUESTS = [getattr(signal, name) for name in ("SIGINT", "SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Signals sent meanwhile arrive afterwards here, and wait for `start_worker` in the processes started meanwhile."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {*_REQUESTS, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def start_worker(worker: int = 0) -> None:
     """To be called first in a worker process: one thread, and signals are the main process's business.
 
     Signals that ask a run to stop reach all its processes; the main one finishes its step, for which it still needs
     the workers. They leave when it does.
     """
-    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    for number in _REQUESTS:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _REQUESTS)  # held back since before the process began
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent_only, daemon=True).start()

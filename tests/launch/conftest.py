@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -113,23 +112,6 @@ def start():
         process.communicate()
 
 
-@pytest.fixture
-def one_thread():
-    """Bit-identity holds for equal thread counts: the processes that tests start use one."""
-    with threads(1):
-        yield
-
-
-@contextmanager
-def threads(count):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def make_dense_folder(root, train=12, val=4, size=(40, 56)):
     """A labelled folder: bright blobs on a dark ground, whose brightness says the class, the depth and the saliency."""
     generator = np.random.default_rng(0)
@@ -200,8 +182,7 @@ def dense_words(dense_folder, tmp_path_factory):
 def dense_run(dense_words, tmp_path_factory):
     """A finished RCM run with the tasks segmentation and depth."""
     out = tmp_path_factory.mktemp("dense_run") / "run"
-    with threads(1):
-        run_command(*dense_words(out))
+    run_command(*dense_words(out))
     return out
 
 
@@ -210,8 +191,7 @@ def run_words():
     """``run_words(*words)``: run the command line once for the tests of a module; it must succeed."""
 
     def run(*words):
-        with threads(1):
-            run_command(*words)
+        run_command(*words)
 
     return run
 

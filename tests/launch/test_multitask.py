@@ -67,7 +67,7 @@ def test_frozen_means_frozen_and_trained_means_trained(dense_run, dense_words, p
     assert any("depth" in key and "encoder" in key for key in moved)
 
 
-def test_stopped_and_continued_equals_undisturbed(dense_run, dense_words, polyscene, tmp_path, one_thread):
+def test_stopped_and_continued_equals_undisturbed(dense_run, dense_words, polyscene, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert polyscene(*dense_words(whole))[0] == 0
     assert polyscene(*dense_words(parts, "max_steps=2"))[0] == 0

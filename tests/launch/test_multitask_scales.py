@@ -69,7 +69,7 @@ def test_reduced_precision_changes_little(mti_run, dense_words, polyscene, tmp_p
     assert rough["segmentation_pixel_accuracy"] == pytest.approx(exact["segmentation_pixel_accuracy"], abs=0.02)
 
 
-def test_a_stopped_run_goes_on_with_its_weights(mti_run, dense_words, polyscene, tmp_path, one_thread):
+def test_a_stopped_run_goes_on_with_its_weights(mti_run, dense_words, polyscene, tmp_path):
     words = ("model.kind=mti_net", "auxiliary_tasks=[saliency]", "balancing.strategy=gradnorm", "evaluate.pictures=0")
     runs = {name: tmp_path / name for name in ("whole", "parts")}
     assert polyscene(*dense_words(runs["whole"], *SMALL, *words))[0] == 0
@@ -115,7 +115,7 @@ def test_the_other_kinds_run(words, dense_words, polyscene, tmp_path):
     assert read_results(out / "results.json").values["depth_rmse"] > 0
 
 
-def test_single_task_networks_of_two_jobs_merge(dense_words, polyscene, tmp_path, one_thread):
+def test_single_task_networks_of_two_jobs_merge(dense_words, polyscene, tmp_path):
     """Networks that share nothing: the merged model has the outputs of both."""
     for task in ("depth", "saliency"):
         words = ("model.kind=single", "model.head=aggregation", f"task={task}", "max_steps=1", "evaluate.pictures=0")

@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.fixture
-def reference(undisturbed, words, polyscene, one_thread):
+def reference(undisturbed, words, polyscene):
     """The run that nobody disturbed (made once, with no worker process)."""
     if not undisturbed.exists():
         code, _, err = polyscene(*words(undisturbed))
@@ -73,7 +73,7 @@ def test_kill_9_and_the_same_command_end_bit_identical(reference, tmp_path, word
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR2, 140)])
 def test_a_signal_saves_the_current_step_and_the_same_command_continues(
-    reference, tmp_path, words, start, polyscene, one_thread, number, code
+    reference, tmp_path, words, start, polyscene, number, code
 ):
     out = tmp_path / "run"
     command = words(out, "checkpoint.every_steps=null")
@@ -93,7 +93,7 @@ def test_a_signal_saves_the_current_step_and_the_same_command_continues(
     assert_same_bits(reference, out)
 
 
-def test_a_damaged_newest_checkpoint_falls_back(reference, tmp_path, words, polyscene, one_thread):
+def test_a_damaged_newest_checkpoint_falls_back(reference, tmp_path, words, polyscene):
     out = tmp_path / "run"
     assert polyscene(*words(out, "max_steps=6"))[0] == 0
     newest = list_checkpoints(out / "checkpoints")[-1]
@@ -107,7 +107,7 @@ def test_a_damaged_newest_checkpoint_falls_back(reference, tmp_path, words, poly
     assert_same_bits(reference, out)
 
 
-def test_finished_run_says_so_and_a_longer_one_continues(tmp_path, words, polyscene, one_thread, reference):
+def test_finished_run_says_so_and_a_longer_one_continues(tmp_path, words, polyscene, reference):
     out = tmp_path / "run"
     assert polyscene(*words(out, "max_steps=4"))[0] == 0
     code, _, err = polyscene(*words(out, "max_steps=4"))
@@ -127,7 +127,7 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path, words, polyscene
     assert code == 0, err
 
 
-def test_two_processes_equal_one_and_resume_on_another_number(tmp_path, words, polyscene, photos, one_thread):
+def test_two_processes_equal_one_and_resume_on_another_number(tmp_path, words, polyscene, photos):
     import subprocess
     import sys
 

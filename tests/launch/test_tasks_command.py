@@ -35,7 +35,7 @@ def test_remove_leaves_the_others_as_they_were(dense_run, polyscene, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-def test_jobs_of_one_task_each_merge_into_one_model(dense_run, dense_words, polyscene, tmp_path, one_thread):
+def test_jobs_of_one_task_each_merge_into_one_model(dense_run, dense_words, polyscene, tmp_path):
     """Jobs that start from the same weights and images have the same bank, also without a common run."""
     code, _, err = polyscene(*dense_words(tmp_path / "saliency", "task=saliency"))
     assert code == 0, err

@@ -13,6 +13,7 @@ import pytest
 import torch
 from loading_helpers import batches_of, sample
 
+from polyscene.runtime import worker_loader
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.sampling import StepIndices
 from polyscene.ssl import loading
@@ -36,7 +37,15 @@ def test_workers_live_across_epochs_ignore_signals_and_use_one_thread(source):
     assert all(all(ignored) and threads == 1 for _, ignored, threads in facts)
 
 
-def test_signals_that_ask_for_an_end_leave_the_workers_to_the_main_process(source):
+@pytest.mark.parametrize("late", [0, 1.5])
+def test_signals_that_ask_for_an_end_leave_the_workers_to_the_main_process(source, late, monkeypatch):
+    start = worker_loader.start_worker
+
+    def second_comes_late(worker):
+        time.sleep(late * worker)
+        start(worker)
+
+    monkeypatch.setattr(worker_loader, "start_worker", second_comes_late)
     loader = image_loader(
         source, batch_size=4, rank=0, world_size=1, seed=0, start_step=0, end_step=30, workers=2, sample_views=sample
     )

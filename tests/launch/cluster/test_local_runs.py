@@ -92,7 +92,7 @@ def assert_same_state(one, other):
 
 
 @pytest.fixture
-def undisturbed(polyscene, words, one_thread, tmp_path):
+def undisturbed(polyscene, words, tmp_path):
     """The run that nothing disturbs, in this process."""
 
     def run():

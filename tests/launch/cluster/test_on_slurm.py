@@ -148,7 +148,7 @@ def resumed_at(out):
 
 @pytest.mark.timeout(600)
 def test_interrupted_runs_end_with_the_weights_of_an_undisturbed_one(
-    slurm_cluster, two_nodes, one_node, cluster_file, start_run, torchrun_result, polyscene, words, one_thread, tmp_path
+    slurm_cluster, two_nodes, one_node, cluster_file, start_run, torchrun_result, polyscene, words, tmp_path
 ):
     """One run of each kind of trouble, all at the same time on the same nodes, and one without any."""
     clusters = {

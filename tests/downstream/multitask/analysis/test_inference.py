@@ -1,5 +1,7 @@
 """Time and memory of passes."""
 
+import subprocess
+import sys
 import time
 import weakref
 
@@ -27,24 +29,35 @@ MIB = 2**20
 NETWORK = Network(ModelOptions("multi_task", head="aspp", head_width=8), "resnet10t", {"segmentation": 5, "depth": 1})
 
 
+PEAKS = """
+import torch
+from polyscene.downstream.multitask.analysis.inference import resident_peak
+
 def allocate(mib):
-    return torch.ones(mib * MIB // 4)
+    return torch.ones(mib * 2**20 // 4)
+
+def one_after_the_other():
+    for _ in range(3):
+        allocate(64)
+
+def together():
+    kept = [allocate(64) for _ in range(3)]
+    return len(kept)
+
+one_after_the_other()  # what is freed here must not hide what is taken below
+print(*(resident_peak(work) for work in (one_after_the_other, together, lambda: None)))
+"""
 
 
 @pytest.mark.skipif(resident_peak(lambda: None) is None, reason="the system does not tell")
 def test_the_peak_is_what_is_alive_at_once():
-    def one_after_the_other():
-        for _ in range(3):
-            allocate(64)
-
-    def together():
-        kept = [allocate(64) for _ in range(3)]
-        return len(kept)
-
-    one_after_the_other()  # what is freed here must not hide what is taken below
-    assert resident_peak(one_after_the_other) == pytest.approx(64 * MIB, rel=0.05)
-    assert resident_peak(together) == pytest.approx(192 * MIB, rel=0.05)
-    assert resident_peak(lambda: None) < MIB
+    # In a process of its own: what threads of other tests still free or take would count.
+    done = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    one, three, nothing = map(int, done.stdout.split())
+    assert one == pytest.approx(64 * MIB, rel=0.05)
+    assert three == pytest.approx(192 * MIB, rel=0.05)
+    assert nothing < MIB
 
 
 class Live(TorchDispatchMode):
