@@ -2,7 +2,7 @@
 # make test   install, then the whole test suite
 # make lint   style checks
 # make slurm  install Debian's SLURM packages, for the cluster tests
-# make test-cluster  the tests of submission, with those that start a SLURM cluster of two nodes on this machine
+# make test-cluster  the tests that start a SLURM cluster of two nodes on this machine (make test leaves them out)
 # make browser  install Debian's Chromium, for the tests of the report
 #
 # VENV=DIR uses another virtual environment (created if absent).
@@ -35,7 +35,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 test-cluster: $(READY)
-	POLYSCENE_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/launch/cluster
+	POLYSCENE_CLUSTER_TESTS=1 $(BIN)/python -m pytest tests/launch/cluster/test_*on_slurm.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

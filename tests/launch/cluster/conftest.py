@@ -48,9 +48,9 @@ ReturnToService=2
 JobRequeue=1
 SlurmdTimeout=5
 SlurmctldTimeout=10
-MessageTimeout=5
+MessageTimeout=30
 KillWait=5
-TCPTimeout=3
+TCPTimeout=10
 InactiveLimit=0
 MinJobAge=300
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=4 RealMemory=16000

@@ -333,7 +333,7 @@ def test_a_run_directory_with_a_job_is_refused(slurm_cluster, cluster_file, poly
 
 def test_an_unreachable_controller_is_one_line(slurm_cluster, cluster_file, polyscene, words, tmp_path, monkeypatch):
     lost = tmp_path / "slurm.conf"
-    lines = slurm_cluster.config.read_text().replace("MessageTimeout=5", "MessageTimeout=1").splitlines()
+    lines = slurm_cluster.config.read_text().replace("MessageTimeout=30", "MessageTimeout=1").splitlines()
     port = slurm_cluster.free_ports(1)[0]
     lost.write_text(
         "\n".join(f"SlurmctldPort={port}" if line.startswith("SlurmctldPort") else line for line in lines) + "\n"
