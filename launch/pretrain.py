@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from polyscene.runtime.checkpoint import checkpoint_step, list_checkpoints
-from polyscene.runtime.config import to_dict
 from polyscene.runtime.distributed import World, join_world
 from polyscene.runtime.errors import RunFailed, UserError
 from polyscene.runtime.features import image_features, resize_for
@@ -23,7 +22,7 @@ from polyscene.runtime.sampling import steps_per_epoch
 from polyscene.runtime.training_state import resume
 from polyscene.runtime.weights import BackboneWeights, write_weights
 from polyscene.ssl.engine import Schedule, train
-from polyscene.ssl.loading import UnreadableLog, image_loader
+from polyscene.ssl.loading import ImageSupply, UnreadableLog, image_loader
 from polyscene.ssl.moco.encoder import Encoder, create_backbone
 from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import NormPlan, plan_normalization
@@ -35,7 +34,8 @@ from polyscene.ssl.views.crops import CropGroup
 from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
 
-from .pretrain_config import HARMLESS, PretrainConfig, check_values
+from .pretrain_config import HARMLESS, PretrainConfig, check_values, run_values
+from .pretrain_images import image_supply, plan_images
 
 
 def pretrain(config: PretrainConfig) -> int:
@@ -57,25 +57,28 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
         create_backbone(config.model.backbone)
     source = _open_images_once(config, world)
     schedule = plan_schedule(config, len(source))
+    over = _finished(Path(config.out), schedule) and not config.overwrite
+    images = None if over else plan_images(config, source, world)
     if world.is_main:
-        open_run(config.out, to_dict(config), overwrite=config.overwrite, may_differ=HARMLESS)
+        open_run(config.out, run_values(config), overwrite=config.overwrite, may_differ=HARMLESS)
     world.barrier()
     console = Console(stderr=True, highlight=False, quiet=not world.is_main)
     run = RunDirectory(Path(config.out), main=world.is_main, console=console, tensorboard=config.log.tensorboard)
-    if _finished(run.path, schedule):
+    if images is None or _finished(run.path, schedule):
         run.log(f"'{run.path}' is already finished ({schedule.end_step} steps); overwrite=true starts afresh")
         return 0
     for line in describe_run(config, source, schedule, norm.kind, norm.group, world):
         run.log(line)
     for warning in queue_warnings(config, len(source)):
         run.warn(warning)
-    state = _create_state(config, source, world)
-    runner = _create_runner(config, state, norm, schedule)
-    resume(state, run.checkpoints, run)
-    if config.log.pictures and world.is_main and not (run.pictures / "views.png").exists():
-        draw_views(config, source, view_spec(config), run.pictures / "views.png")
-    with StopRequest() as stop:
-        completed = _train(config, source, state, runner, schedule, run, stop)
+    with image_supply(images, source, world, run) as supply:
+        state = _create_state(config, source, world)
+        runner = _create_runner(config, state, norm, schedule)
+        resume(state, run.checkpoints, run)
+        if config.log.pictures and world.is_main and not (run.pictures / "views.png").exists():
+            draw_views(config, source, supply, view_spec(config), run.pictures / "views.png")
+        with StopRequest() as stop:
+            completed = _train(config, source, supply, state, runner, schedule, run, stop)
     run.close()
     if not completed:
         run.log(f"stopped at step {state.step}; the same command continues from there")
@@ -107,6 +110,7 @@ def _create_runner(config: PretrainConfig, state: TrainingState, norm: NormPlan,
 def _train(
     config: PretrainConfig,
     source: ImageSource,
+    supply: ImageSupply,
     state: TrainingState,
     runner: StepRunner,
     schedule: Schedule,
@@ -128,6 +132,7 @@ def _train(
         workers=config.data.workers,
         sample_views=partial(_sample, config.seed, views),
         pin_memory=world.device.type == "cuda",
+        supply=supply,
     )
     evaluate = _online_knn(config, source, state, world) if schedule.evaluate_every_steps else None
     try:
@@ -245,7 +250,7 @@ def describe_run(
     ]
 
 
-def draw_views(config: PretrainConfig, source: ImageSource, views: ViewSpec, path: Path) -> None:
+def draw_views(config: PretrainConfig, source: ImageSource, supply: ImageSupply, views: ViewSpec, path: Path) -> None:
     """Write the picture of what the network sees, for the first images of the first epoch that can be read."""
     from polyscene.ssl.views.pictures import views_picture  # matplotlib is slow to import and only needed here
 
@@ -262,6 +267,7 @@ def draw_views(config: PretrainConfig, source: ImageSource, views: ViewSpec, pat
                 workers=0,
                 sample_views=partial(_sample, config.seed, views),
                 pin_memory=False,
+                supply=supply,
             )
         )
     )
@@ -288,7 +294,7 @@ def _create_state(config: PretrainConfig, source: ImageSource, world: World) -> 
     identity = {
         "arch": config.model.backbone,
         "dataset": f"{config.data.kind}:{len(source)}",
-        "config_hash": run_hash(to_dict(config), HARMLESS),
+        "config_hash": run_hash(run_values(config), HARMLESS),
     }
     return TrainingState(model, optimizer, world, identity)
 

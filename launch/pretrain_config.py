@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from polyscene.runtime.config import option, section
+from polyscene.runtime.config import option, section, to_dict
 from polyscene.runtime.errors import UserError
 
 from .limits import check_above_zero, check_at_least
 
 # Keys that may differ when a run is continued: they do not change the weights it computes.
-HARMLESS = ("data.workers", "data.max_unreadable", "checkpoint", "log", "online_knn", "max_steps")
+HARMLESS = (
+    "data.workers",
+    "data.max_unreadable",
+    "data.cache",
+    "data.cache_dir",
+    "checkpoint",
+    "log",
+    "online_knn",
+    "max_steps",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +35,12 @@ class DataConfig:
     splits: tuple[str, ...] = option(("train",), help="parts of the data set (bdd100k: train, val, test)")
     workers: int = option(8, help="processes that read and decode images, per training process")
     max_unreadable: float = option(0.01, help="share of unreadable images that ends the run")
+    cache: Literal["none", "memory", "disk", "device"] = option("none", help="where decoded images are kept")
+    cache_side: int = option(384, help="shorter side to which larger images are reduced in the cache, pixels")
+    cache_dir: str | None = option(
+        None, help="folder of the cache, for all runs; null: beside out (disk), or not kept (memory, device)"
+    )
+    decode: Literal["host", "device"] = option("host", help="where JPEG files are decoded (device: a GPU; no cache)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +165,20 @@ class PretrainConfig:
     online_knn: OnlineKnnConfig = section(OnlineKnnConfig, help="kNN accuracy during training")
 
 
+def run_values(config: PretrainConfig) -> dict[str, Any]:
+    """The config as its run directory keeps it: without keys that have no say.
+
+    So a run can be continued with another cache exactly where the pixels stay the same: between caches of one side, but
+    not between a cache and none.
+    """
+    values = to_dict(config)
+    if config.data.cache == "none":
+        del values["data"]["cache_side"]
+    if config.data.decode == "host":
+        del values["data"]["decode"]
+    return values
+
+
 def check_values(config: PretrainConfig) -> None:
     """Refuse values that are of the right type but make no sense.
 
@@ -169,6 +198,11 @@ def check_values(config: PretrainConfig) -> None:
         raise UserError(f"data.long_tailed needs class folders (data.kind=imagenet), not data.kind={config.data.kind}")
     if config.data.long_tailed and config.data.subset is None:
         raise UserError("data.long_tailed needs data.subset=N, the number of images to draw")
+    if config.data.decode == "device" and config.data.cache != "none":
+        raise UserError(
+            f"data.decode=device decodes images whenever they are shown, data.cache={config.data.cache} once; use "
+            "data.decode=host"
+        )
     if not (config.checkpoint.every_steps or config.checkpoint.every_minutes):
         raise UserError("checkpoint.every_steps and checkpoint.every_minutes are both null; set one of them")
 
@@ -181,6 +215,7 @@ def _check_numbers(c: PretrainConfig) -> None:
         ("seed", c.seed, 0),
         ("data.subset", c.data.subset, 1),
         ("data.workers", c.data.workers, 0),
+        ("data.cache_side", c.data.cache_side, 8),
         ("model.dim", c.model.dim, 1),
         ("model.queue", c.model.queue, 1),
         ("model.norm.group", c.model.norm.group, 1),

@@ -28,6 +28,9 @@ class ImageBatch:
         step: which step of the run.
         epoch: which epoch, from 0.
         params: what ``sample_views`` returned.
+        starts: (B,) int64, where each image begins in ``pixels``, which may hold others besides; None: one follows
+            another. On the CPU.
+        encoded: (B,) int64, bytes of the JPEG file that stands in ``pixels`` in place of an image, or 0; None: none.
     """
 
     pixels: Tensor
@@ -39,6 +42,8 @@ class ImageBatch:
     step: int
     epoch: int
     params: Any
+    starts: Tensor | None = None
+    encoded: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -46,6 +51,11 @@ class ImageBatch:
     def images(self) -> list[Tensor]:
         """The images as B views (3, H, W) of ``pixels``, stored channels last; nothing is copied."""
         shapes = self.sizes.tolist()
+        if self.starts is not None:
+            return [
+                self.pixels.as_strided((3, height, width), (1, 3 * width, 3), start)
+                for (height, width), start in zip(shapes, self.starts.tolist())
+            ]
         flat = self.pixels.split([height * width * 3 for height, width in shapes])
         return [part.view(height, width, 3).permute(2, 0, 1) for part, (height, width) in zip(flat, shapes)]
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,13 @@ import torch
 from torch import Tensor
 
 from polyscene.runtime.errors import UserError
-from polyscene.runtime.images import UnreadableImage, read_image
+from polyscene.runtime.images import UnreadableImage
 from polyscene.runtime.randomness import uniforms
 from polyscene.runtime.sampling import StepIndices
 from polyscene.runtime.worker_loader import WorkerLoader
 
-from .batches import ImageBatch, pack_images
+from .batches import ImageBatch
+from .image_readers import FileReader, ImageReader
 from .sources import ImageSource
 
 MAX_REPLACEMENTS = 64
@@ -29,6 +32,22 @@ MAX_REPLACEMENTS = 64
 _REPLACEMENT_STREAM = 1102
 
 SampleViews = Callable[[int, Tensor, Tensor], Any]
+
+MakeBatch = Callable[[int], ImageBatch]
+
+
+@dataclass(frozen=True)
+class ImageSupply:
+    """Where the pixels of a run's images come from; see `cached_images`.
+
+    Attributes:
+        reader: what the workers do.
+        finish: what the main process then does to a batch, if anything; its second argument makes the batch of a step
+            from the image files.
+    """
+
+    reader: ImageReader
+    finish: Callable[[ImageBatch, MakeBatch], ImageBatch] | None = None
 
 
 def image_loader(
@@ -44,7 +63,8 @@ def image_loader(
     sample_views: SampleViews,
     pin_memory: bool = False,
     prefetch: int = 2,
-) -> WorkerLoader[ImageBatch]:
+    supply: ImageSupply | None = None,
+) -> ImageLoader:
     """Batches of the steps ``start_step`` .. ``end_step - 1`` of a run, for one of its processes.
 
     Which images a step sees, `polyscene.runtime.sampling.StepIndices` says. Workers live as long as the run, across
@@ -64,27 +84,47 @@ def image_loader(
             where processes are spawned. Its result should be able to ``pin_memory()`` and ``to(device, non_blocking)``.
         pin_memory: copy batches into page-locked memory; ignored without a GPU.
         prefetch: batches prepared ahead by every worker.
+        supply: where the pixels come from; None: the files.
 
     Raises:
         UserError: numbers that make no sense. While iterating: an image and all its replacements are unreadable, or a
             worker process died.
     """
     indices = StepIndices(len(source), batch_size=batch_size, rank=rank, world_size=world_size, seed=seed)
-    return WorkerLoader(
-        _Batches(source, indices, sample_views),
+    from_files = FileReader(source)
+    supply = supply or ImageSupply(from_files)
+    loader = WorkerLoader(
+        _Batches(source, indices, sample_views, supply.reader),
         start=start_step,
         end=end_step,
         workers=workers,
         pin_memory=pin_memory,
         prefetch=prefetch,
     )
+    return ImageLoader(loader, supply, _Batches(source, indices, sample_views, from_files))
+
+
+class ImageLoader:
+    """Batches that workers made, finished in the main process."""
+
+    def __init__(self, loader: WorkerLoader[ImageBatch], supply: ImageSupply, from_files: MakeBatch):
+        self._loader, self._supply, self._from_files = loader, supply, from_files
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        finish = self._supply.finish
+        with closing(iter(self._loader)) as batches:
+            for batch in batches:
+                yield batch if finish is None else finish(batch, self._from_files)
 
 
 class _Batches:
     """Makes the batch of a step."""
 
-    def __init__(self, source: ImageSource, indices: StepIndices, sample_views: SampleViews):
-        self.source, self.indices, self.sample_views = source, indices, sample_views
+    def __init__(self, source: ImageSource, indices: StepIndices, sample_views: SampleViews, reader: ImageReader):
+        self.source, self.indices, self.sample_views, self.reader = source, indices, sample_views, reader
 
     def __call__(self, step: int) -> ImageBatch:
         epoch, indices = self.indices(step)
@@ -93,29 +133,28 @@ class _Batches:
             image, found = self._read_or_replace(index, unreadable)
             images.append(image)
             shown.append(found)
-        pixels, sizes = pack_images(images)
+        gathered = self.reader.gather(images)
         labels = self.source.labels
         asked = torch.from_numpy(indices.copy())
         return ImageBatch(
-            pixels=pixels,
-            sizes=sizes,
+            **gathered._asdict(),
             indices=asked,
             labels=None if labels is None else torch.from_numpy(labels[shown]),
             shown=torch.tensor(shown, dtype=torch.int64),
             unreadable=list(unreadable.items()),
             step=step,
             epoch=epoch,
-            params=self.sample_views(epoch, asked, sizes),
+            params=self.sample_views(epoch, asked, gathered.sizes),
         )
 
-    def _read_or_replace(self, index: int, unreadable: dict[int, str]) -> tuple[Tensor, int]:
+    def _read_or_replace(self, index: int, unreadable: dict[int, str]) -> tuple[Any, int]:
         """The image, or the first readable one of a series that depends on (seed, index); and its index.
 
         What cannot be read is added to ``unreadable``.
         """
         for candidate in _candidates(self.indices.seed, index, len(self.source)):
             try:
-                return read_image(self.source.path(candidate)), candidate
+                return self.reader.read(candidate), candidate
             except UnreadableImage as error:
                 unreadable[candidate] = f"{_one_field(self.source.name(candidate))}\t{_one_field(error.reason)}"
         name, reason = unreadable[index].split("\t")

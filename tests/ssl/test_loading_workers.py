@@ -17,6 +17,7 @@ from polyscene.runtime import worker_loader
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.sampling import StepIndices
 from polyscene.ssl import loading
+from polyscene.ssl.image_readers import FileReader
 from polyscene.ssl.loading import image_loader
 
 pytestmark = [
@@ -162,7 +163,7 @@ def test_faults_of_the_program_keep_their_traceback(source, workers):
 def test_what_spawned_workers_need_can_be_pickled(source):
     """Where processes are not forked, everything the workers need is pickled."""
     indices = StepIndices(len(source), batch_size=4, rank=0, world_size=1, seed=0)
-    make = loading._Batches(source, indices, read_sizes)
+    make = loading._Batches(source, indices, read_sizes, FileReader(source))
     copy = pickle.loads(pickle.dumps(make))
     torch.testing.assert_close(copy(2).pixels, make(2).pixels)
     torch.testing.assert_close(copy(2).params, make(2).params)

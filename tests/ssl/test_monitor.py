@@ -29,8 +29,7 @@ def test_effective_rank_of_unequal_directions():
 
 
 def test_neighbour_label_share_counts_written_slots():
-    queue_labels = torch.tensor([0, 1, 1, -1])
-    neighbours = torch.tensor([[[0, 1]], [[1, 3]]])
-    assert float(neighbour_label_share(neighbours, torch.tensor([0, 1]), queue_labels)) == pytest.approx(2 / 3)
-    nothing = neighbour_label_share(torch.tensor([[[3]]]), torch.tensor([0]), queue_labels)
+    found = torch.tensor([[[0, 1]], [[1, -1]]])
+    assert float(neighbour_label_share(found, torch.tensor([0, 1]))) == pytest.approx(2 / 3)
+    nothing = neighbour_label_share(torch.tensor([[[-1]]]), torch.tensor([0]))
     assert math.isnan(float(nothing))

@@ -1,6 +1,7 @@
 """What the tests of the loader share."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -8,6 +9,7 @@ from polyscene.ssl.batches import ImageBatch
 from polyscene.ssl.loading import image_loader
 
 IMAGES = 23
+WORKERS = Path(__file__).parent
 
 
 @dataclass
