@@ -8,6 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .nearest import nearest_slots
+from .partition import log_partition
+
+CHUNK_BYTES = 2**28
+"""For the similarities to a queue that are held at a time: all of them are 1.3 GB at 5120 queries and 65,536 slots."""
+
 
 @dataclass(frozen=True)
 class ContrastiveLosses:
@@ -26,7 +32,9 @@ class ContrastiveLosses:
     neighbours: Tensor | None
 
 
-def info_nce(queries: Tensor, anchors: Tensor, queue: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    queries: Tensor, anchors: Tensor, queue: Tensor, temperature: float, *, chunk_bytes: int = CHUNK_BYTES
+) -> Tensor:
     """Instance-discrimination loss of MoCo over several queries per anchor (thesis eq. 7.1, Alg. 3).
 
     Cross-entropy of ``[q.a, q.n_1 .. q.n_K] / temperature`` against the anchor's place.
@@ -34,19 +42,21 @@ def info_nce(queries: Tensor, anchors: Tensor, queue: Tensor, temperature: float
     Args:
         queries: (B, V, D) L2-normalised embeddings of the V positive views of B images.
         anchors: (B, D) L2-normalised embeddings of the momentum encoder, no gradient.
-        queue: (K, D) L2-normalised negatives.
+        queue: (K, D) L2-normalised negatives, constants.
         temperature: softmax temperature, > 0.
+        chunk_bytes: memory for the similarities that are held at a time; less is slower, the loss is the same.
 
     Returns:
         Scalar, in nats, averaged over the B*V queries; computed in float32 (or float64 if given) whatever the
         input type.
 
     Raises:
-        ValueError: shapes that do not belong together, or temperature <= 0.
+        ValueError: shapes that do not belong together, a queue that wants a gradient, temperature or chunk_bytes <= 0.
     """
-    _check(queries, queue, temperature, anchors=anchors)
-    negatives = _similarities(queries, queue) / temperature
-    return _instance(queries, anchors, negatives.logsumexp(dim=-1), temperature)
+    _check(queries, queue, temperature, chunk_bytes, anchors=anchors)
+    scaled = _full(queries) / temperature
+    partition, _ = _partition(scaled, queue, chunk_bytes)
+    return _instance(_positives(scaled, anchors), partition)
 
 
 def nearest_neighbour_loss(
@@ -57,6 +67,8 @@ def nearest_neighbour_loss(
     k: int,
     temperature: float,
     written: Tensor | int | None = None,
+    *,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Tensor:
     """Pull each query towards its nearest neighbours in the queue (thesis section 7.4.3, Alg. 3).
 
@@ -66,25 +78,27 @@ def nearest_neighbour_loss(
 
     Args:
         queries: (B, V, D) L2-normalised embeddings.
-        queue: (K, D) L2-normalised embeddings of earlier anchors.
+        queue: (K, D) L2-normalised embeddings of earlier anchors, constants.
         features: (B, V, C) backbone features of the queries; normalised here. Only rank: no gradient flows back.
         feature_queue: (K, C) L2-normalised backbone features aligned with ``queue``.
         k: neighbours per query, 1 <= k <= K.
         temperature: softmax temperature, > 0.
         written: number of leading slots that hold real keys; others are never chosen as neighbours. A query with
             fewer than k written slots averages over those there are; with none its loss is 0. None: all K.
+        chunk_bytes: as in :func:`info_nce`.
 
     Returns:
         Scalar, in nats, averaged over the B*V queries; float32 (or float64 if given).
 
     Raises:
-        ValueError: shapes that do not belong together, k out of range, or temperature <= 0.
+        ValueError: as :func:`info_nce`, and k out of range.
     """
-    _check(queries, queue, temperature)
+    _check(queries, queue, temperature, chunk_bytes)
     _check_neighbours(queries, queue, features, feature_queue, k)
-    negatives = _similarities(queries, queue) / temperature
-    slots, real = _nearest(features, feature_queue, k, written)
-    return _neighbour(negatives, negatives.logsumexp(dim=-1), slots, real)
+    scaled = _full(queries) / temperature
+    slots, real = _nearest(features, feature_queue, k, written, chunk_bytes)
+    partition, _ = _partition(scaled, queue, chunk_bytes)
+    return _neighbour(scaled, partition, queue, slots, real)
 
 
 def contrastive_losses(
@@ -97,69 +111,75 @@ def contrastive_losses(
     feature_queue: Tensor | None = None,
     k: int = 0,
     written: Tensor | int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> ContrastiveLosses:
     """Both losses from one product with the queue and one log-sum-exp over it.
 
     Arguments as in :func:`info_nce` and :func:`nearest_neighbour_loss`; ``k = 0`` leaves the second out.
     """
-    _check(queries, queue, temperature, anchors=anchors)
-    negatives = _similarities(queries, queue) / temperature
-    partition = negatives.logsumexp(dim=-1)
-    instance = _instance(queries, anchors, partition, temperature)
-    with torch.no_grad():
-        positives = _positives(queries, anchors) / temperature
-        top1 = (positives > negatives.amax(dim=-1)).to(partition.dtype).mean()
-    if k == 0:
+    _check(queries, queue, temperature, chunk_bytes, anchors=anchors)
+    if k:
+        if features is None or feature_queue is None:
+            raise ValueError("k > 0 needs features and feature_queue")
+        _check_neighbours(queries, queue, features, feature_queue, k)
+    scaled = _full(queries) / temperature
+    partition, largest = _partition(scaled, queue, chunk_bytes)
+    positives = _positives(scaled, anchors)
+    instance = _instance(positives, partition)
+    top1 = (positives.detach() > largest).to(partition.dtype).mean()
+    if features is None or feature_queue is None or k == 0:
         return ContrastiveLosses(instance, torch.zeros_like(instance), top1, None)
-    if features is None or feature_queue is None:
-        raise ValueError("k > 0 needs features and feature_queue")
-    _check_neighbours(queries, queue, features, feature_queue, k)
-    slots, real = _nearest(features, feature_queue, k, written)
-    return ContrastiveLosses(instance, _neighbour(negatives, partition, slots, real), top1, slots)
+    slots, real = _nearest(features, feature_queue, k, written, chunk_bytes)
+    return ContrastiveLosses(instance, _neighbour(scaled, partition, queue, slots, real), top1, slots)
 
 
-# bf16 *outputs* of these products would change a quarter of the top-20 neighbours: everything below leaves autocast.
+# bf16 *outputs* of the products would change a quarter of the top-20 neighbours: both leave autocast.
 
 
 def _full(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _similarities(queries: Tensor, queue: Tensor) -> Tensor:
-    """(B, V, D), (K, D) -> (B, V, K) inner products."""
-    with torch.autocast(queries.device.type, enabled=False):
-        return _full(queries) @ _full(queue).T
+def _partition(scaled: Tensor, queue: Tensor, chunk_bytes: int) -> tuple[Tensor, Tensor]:
+    """Log-sum-exp of the negatives' logits of every query, and the largest of them: (B, V) each."""
+    with torch.autocast(scaled.device.type, enabled=False):
+        partition, largest = log_partition(scaled.flatten(0, 1), _full(queue), chunk_bytes)
+    return partition.view(scaled.shape[:2]), largest.view(scaled.shape[:2])
 
 
-def _positives(queries: Tensor, anchors: Tensor) -> Tensor:
-    """(B, V, D), (B, D) -> (B, V) inner products."""
-    return (_full(queries) * _full(anchors).unsqueeze(1)).sum(dim=-1)
+def _positives(scaled: Tensor, anchors: Tensor) -> Tensor:
+    """(B, V, D), (B, D) -> (B, V) logits of the anchors."""
+    return (scaled * _full(anchors).unsqueeze(1)).sum(dim=-1)
 
 
-def _instance(queries: Tensor, anchors: Tensor, partition: Tensor, temperature: float) -> Tensor:
-    positives = _positives(queries, anchors) / temperature
+def _instance(positives: Tensor, partition: Tensor) -> Tensor:
     return (torch.logaddexp(positives, partition) - positives).mean()
 
 
 @torch.no_grad()
-def _nearest(features: Tensor, feature_queue: Tensor, k: int, written: Tensor | int | None) -> tuple[Tensor, Tensor]:
+def _nearest(
+    features: Tensor, feature_queue: Tensor, k: int, written: Tensor | int | None, chunk_bytes: int
+) -> tuple[Tensor, Tensor]:
     """Slots (B, V, k) of the nearest neighbours, and which of them hold real keys (same shape, bool)."""
     # Scaling a query does not change the order of its neighbours, but normalised values keep -inf the only extreme.
-    similarity = _similarities(F.normalize(_full(features), dim=-1), feature_queue)
-    if written is not None:
-        slot = torch.arange(feature_queue.shape[0], device=feature_queue.device)
-        similarity = similarity.masked_fill(slot >= written, -torch.inf)
-    values, slots = similarity.topk(k, dim=-1)
-    return slots, values > -torch.inf
+    directions = F.normalize(_full(features).flatten(0, 1), dim=-1)
+    with torch.autocast(features.device.type, enabled=False):
+        slots, real = nearest_slots(directions, feature_queue, k, written, chunk_bytes)
+    return slots.view(*features.shape[:2], k), real.view(*features.shape[:2], k)
 
 
-def _neighbour(negatives: Tensor, partition: Tensor, slots: Tensor, real: Tensor) -> Tensor:
-    terms = partition.unsqueeze(-1) - negatives.gather(-1, slots)
-    weights = real.to(terms.dtype)
-    return ((terms * weights).sum(dim=-1) / weights.sum(dim=-1).clamp(min=1)).mean()
+def _neighbour(scaled: Tensor, partition: Tensor, queue: Tensor, slots: Tensor, real: Tensor) -> Tensor:
+    with torch.no_grad():
+        weights = real.to(scaled.dtype) / real.sum(dim=-1, keepdim=True).clamp(min=1)
+        # The mean logit of the neighbours is the logit of their mean.
+        mean = F.embedding_bag(
+            slots.flatten(0, 1), _full(queue), mode="sum", per_sample_weights=weights.flatten(0, 1)
+        ).view_as(scaled)
+        found = real.any(dim=-1)
+    return (partition * found - (scaled * mean).sum(dim=-1)).mean()
 
 
-def _check(queries: Tensor, queue: Tensor, temperature: float, anchors: Tensor | None = None) -> None:
+def _check(queries: Tensor, queue: Tensor, temperature: float, chunk_bytes: int, anchors: Tensor | None = None) -> None:
     if queries.ndim != 3 or queue.ndim != 2 or queries.shape[-1] != queue.shape[-1]:
         raise ValueError(
             f"queries must be (B, V, D) and queue (K, D), got {tuple(queries.shape)} and {tuple(queue.shape)}"
@@ -168,6 +188,10 @@ def _check(queries: Tensor, queue: Tensor, temperature: float, anchors: Tensor |
         raise ValueError(f"anchors must be (B, D) = {(queries.shape[0], queries.shape[2])}, got {tuple(anchors.shape)}")
     if temperature <= 0:
         raise ValueError(f"temperature must be > 0, got {temperature}")
+    if chunk_bytes <= 0:
+        raise ValueError(f"chunk_bytes must be > 0, got {chunk_bytes}")
+    if queue.requires_grad:
+        raise ValueError("the queue is a constant of these losses and gets no gradient: pass queue.detach()")
 
 
 def _check_neighbours(queries: Tensor, queue: Tensor, features: Tensor, feature_queue: Tensor, k: int) -> None:

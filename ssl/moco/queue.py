@@ -36,8 +36,8 @@ class KeyQueue(nn.Module):
         super().__init__()
         if size < 1:
             raise ValueError(f"a queue needs at least one slot, got {size}")
-        self.register_buffer("embeddings", F.normalize(torch.randn(size, dim, generator=generator), dim=1))
-        self.register_buffer("features", F.normalize(torch.randn(size, feature_dim, generator=generator), dim=1))
+        self.register_buffer("embeddings", _unit_vectors(size, dim, generator))
+        self.register_buffer("features", _unit_vectors(size, feature_dim, generator))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))
         self.register_buffer("stamps", torch.full((size,), -1, dtype=torch.int64))
@@ -73,8 +73,21 @@ class KeyQueue(nn.Module):
         self.pointer.add_(count).remainder_(self.size)
         self.written.add_(count).clamp_(max=self.size)
 
+    def labels_of(self, slots: Tensor) -> Tensor | None:
+        """Labels of the keys in the given slots, in the same shape, as they are now; None for a queue without labels.
+
+        To be called before :meth:`enqueue` writes other keys there.
+        """
+        return None if self.labels is None else self.labels[slots]
+
     @torch.no_grad()
     def mean_age(self, step: int) -> Tensor:
         """Mean number of steps since the written slots were written, as a scalar tensor; 0 for an empty queue."""
         age = torch.where(self.stamps >= 0, step - self.stamps, 0)
         return age.sum() / self.written.clamp(min=1)
+
+
+def _unit_vectors(count: int, width: int, generator: torch.Generator | None) -> Tensor:
+    """Random directions (count, width), in the memory that was drawn into: the features of a full queue are 0.5 GB."""
+    vectors = torch.randn(count, width, generator=generator)
+    return F.normalize(vectors, dim=1, out=vectors)

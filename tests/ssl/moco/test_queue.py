@@ -43,6 +43,24 @@ def test_starts_with_random_unit_vectors_and_nothing_written():
     assert torch.equal(queue.embeddings, again.embeddings)
 
 
+def test_initial_vectors_are_those_of_the_generator():
+    queue = KeyQueue(50, 8, 16, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    for vectors, width in ((queue.embeddings, 8), (queue.features, 16)):
+        assert torch.equal(vectors, F.normalize(torch.randn(50, width, generator=generator), dim=1))
+
+
+def test_labels_of_slots_are_those_of_now():
+    queue = KeyQueue(5, 3, 4, labels=True)
+    queue.enqueue(keys(3, 3, 0), keys(3, 4, 0), step=0, labels=torch.tensor([7, 8, 9]))
+    slots = torch.tensor([[[0, 4], [2, 1]]])
+    found = queue.labels_of(slots)
+    queue.enqueue(keys(4, 3, 1), keys(4, 4, 1), step=1, labels=torch.tensor([1, 2, 3, 4]))
+    assert found.tolist() == [[[7, -1], [9, 8]]]
+    assert queue.labels_of(slots).tolist() == [[[3, 2], [9, 4]]]
+    assert KeyQueue(5, 3, 4).labels_of(slots) is None
+
+
 def test_mean_age_counts_written_slots_only():
     queue = KeyQueue(6, 3, 4)
     queue.enqueue(keys(2, 3, 0), keys(2, 4, 0), step=0)
