@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from .shared_blocks import SharedBlocks, lent
+
 _ALIGNMENT = 64  # bytes, so that every tensor of a block starts where vector instructions like it
 
 
@@ -46,18 +48,24 @@ class Parcel:
 
 
 def _open(head: bytes, places: list[tuple[int, int]], block: Any) -> Any:
-    memory = memoryview(block.numpy() if isinstance(block, Tensor) else block)
+    memory = memoryview(lent(block).numpy() if isinstance(block, Tensor) else block)
     # Bytes that `Parcel` wrote in a worker process of this run.
     return pickle.loads(head, buffers=[memory[start : start + length] for start, length in places])
 
 
 def shared_buffer(size: int) -> Tensor:
-    """Uninitialised uint8 memory, which the main process can map if this is a worker and there is room."""
+    """Uninitialised uint8 memory, which the main process can map if this is a worker and there is room.
+
+    In the main process it must become `shared_blocks.lent`, or the worker never gets it back.
+    """
     worker = get_worker_info()
-    if worker is None or not fits_shared_memory(size * worker.num_workers):
-        return torch.empty(size, dtype=torch.uint8)
-    # As torch's own collation does: sharing a finished tensor would copy it once more.
-    return torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(size))
+    block = None if worker is None else worker.dataset.blocks(worker.num_workers).take(size)
+    return torch.empty(size, dtype=torch.uint8) if block is None else block
+
+
+def worker_blocks(workers: int) -> SharedBlocks:
+    """Blocks for one of so many workers, which share the room."""
+    return SharedBlocks(lambda size: fits_shared_memory(size * workers))
 
 
 def fits_shared_memory(size: int) -> bool:

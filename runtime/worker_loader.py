@@ -16,7 +16,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from .errors import UserError
-from .transport import Parcel
+from .shared_blocks import SharedBlocks
+from .transport import Parcel, worker_blocks
 
 Item = TypeVar("Item")
 
@@ -119,6 +120,12 @@ class _Failure:
 class _Items(Dataset):
     def __init__(self, make: Callable[[int], Any], pack: bool):
         self.make, self.pack = make, pack
+        self._blocks: SharedBlocks | None = None
+
+    def blocks(self, workers: int) -> SharedBlocks:
+        """This worker's shared memory."""
+        self._blocks = self._blocks or worker_blocks(workers)
+        return self._blocks
 
     def __getitem__(self, number: int) -> Any:
         try:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyscene.runtime.shared_blocks import lent
 from polyscene.runtime.transport import by_value, shared_buffer
 
 
@@ -97,5 +98,5 @@ def pack_images(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def _rebuild(pixels: Any, rest: bytes) -> ImageBatch:
-    pixels = pixels if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
+    pixels = lent(pixels) if isinstance(pixels, Tensor) else torch.from_numpy(pixels)
     return ImageBatch(pixels=pixels, **pickle.loads(rest))  # bytes that `__reduce__` wrote in a worker process

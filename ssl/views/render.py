@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,11 +60,7 @@ def render_views(
     boxes, flips = params.boxes.numpy(), params.flip.numpy()
     backend = backend or ("view" if device.type == "cpu" else "batch")
     render = _render_one_by_one if backend == "view" else _render_batch
-    first = 0
-    for out in views:
-        span = slice(first, first + out.shape[1])
-        render(batch_images, boxes[:, span], flips[:, span], operations[:, span], amounts[:, span], out)
-        first = span.stop
+    render(batch_images, boxes, flips, operations, amounts, views)
     return views
 
 
@@ -83,31 +80,36 @@ def _one_thread():
 
 
 @_one_thread()
-def _render_one_by_one(images, boxes, flips, operations, amounts, out: Tensor) -> None:
-    scale, offset = _normalisation(out.device)
+def _render_one_by_one(images, boxes, flips, operations, amounts, groups: list[Tensor]) -> None:
+    scale, offset = _normalisation(groups[0].device)
     boxes = boxes.tolist()
     for i, image in enumerate(images):
-        for v in range(out.shape[1]):
-            pixels = resize_crop(image, boxes[i][v], out.shape[-1], flips[i, v])
+        views = [view for group in groups for view in group[i]]
+        for v, view in enumerate(views):
+            pixels = resize_crop(image, boxes[i][v], view.shape[-1], flips[i, v])
             for code, amount in zip(operations[i, v], amounts[i, v]):
                 if code != NOTHING:
                     name = colour.OPERATIONS[code]
-                    pixels = colour.apply(name, pixels, torch.from_numpy(amount[None]), float(amount))
-            out[i, v].copy_(pixels[0].mul(scale).add_(offset))
+                    pixels = colour.apply(name, pixels, torch.from_numpy(amount[None]), abs(float(amount)))
+            view.copy_(pixels[0].mul(scale).add_(offset))
 
 
-def _render_batch(images, boxes, flips, operations, amounts, out: Tensor) -> None:
-    device = out.device
-    steps = schedule(operations.reshape(-1, operations.shape[-1]), amounts.reshape(-1, amounts.shape[-1]))
-    host = [torch.from_numpy(array) for step in steps for array in (step.views, step.amounts)]
-    staged = to_device(host, device)
+def _render_batch(images, boxes, flips, operations, amounts, groups: list[Tensor]) -> None:
+    device = groups[0].device
     dtype = torch.float16 if device.type == "cuda" else torch.float32
-    pixels = resize_crops(images, boxes, flips, out.shape[-1], dtype)
-    for step, views, step_amounts in zip(steps, staged[0::2], staged[1::2], strict=True):
-        changed = colour.apply(step.operation, pixels.index_select(0, views), step_amounts, float(step.amounts.max()))
-        pixels.index_copy_(0, views, changed)
+    shapes = [(group.shape[1], group.shape[-1]) for group in groups]
     scale, offset = _normalisation(device)
-    out.copy_(pixels.mul_(scale).add_(offset).view(out.shape))
+    first = 0
+    for group, pixels in zip(groups, resize_crops(images, boxes, flips, shapes, dtype), strict=True):
+        span = slice(first, first + group.shape[1])
+        steps = schedule(operations[:, span].reshape(len(pixels), -1), amounts[:, span].reshape(len(pixels), -1))
+        host = [torch.from_numpy(array) for step in steps for array in (step.views, step.amounts)]
+        staged = to_device(host, device)
+        for step, views, step_amounts in zip(steps, staged[0::2], staged[1::2], strict=True):
+            chosen, largest = pixels.index_select(0, views), float(np.abs(step.amounts).max())
+            pixels.index_copy_(0, views, colour.apply(step.operation, chosen, step_amounts, largest))
+        torch.addcmul(offset, pixels.view(group.shape), scale, out=group)
+        first = span.stop
 
 
 def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from polyscene.runtime import transport
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.images import read_image
 from polyscene.runtime.sampling import epoch_order
-from polyscene.ssl import loading
+from polyscene.ssl import batches, loading
 from polyscene.ssl.batches import ImageBatch, pack_images
 from polyscene.ssl.loading import image_loader
 from polyscene.ssl.sources import open_source
@@ -120,11 +120,14 @@ def test_pinned_batches(source):
 
 @pytest.mark.parametrize("fits", [True, False])
 def test_with_and_without_room_in_shared_memory(source, monkeypatch, fits):
+    lent = []
     monkeypatch.setattr(transport, "fits_shared_memory", lambda size: fits)
+    monkeypatch.setattr(batches, "lent", lambda pixels: lent.append(pixels.is_shared()) or pixels)
     for batch, same in zip(batches_of(source), batches_of(source, workers=2), strict=True):
         assert_equal(batch, same)
-        assert same.pixels.is_shared() == fits
         same.pixels.add_(1)  # writable, without a warning
+    assert bool(lent) == fits
+    assert all(lent)
 
 
 def test_pickling_keeps_everything(source):

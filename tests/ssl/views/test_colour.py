@@ -1,6 +1,8 @@
 """Every operation against PIL and against torchvision's 8-bit tensors, on pictures and on random numbers."""
 
+import colorsys
 import math
+from itertools import product
 
 import numpy as np
 import pytest
@@ -172,6 +174,33 @@ def test_hue_turns_a_full_circle(photos):
     third = run("hue", torch.tensor([200.0, 10.0, 10.0]).view(1, 3, 1, 1), 1 / 3)
     assert third.ravel().tolist() == [10, 200, 10]
     assert torch.equal(run("hue", photos, 1.0), photos)
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.3, -1 / 6, -0.1, -0.013, 0.0, 0.05, 0.1, 1 / 6, 0.2, 1 / 3, 0.49])
+def test_hue_equals_the_textbooks_hsv(shift):
+    generator = np.random.default_rng(3)
+    # Random colours, and all ways in which channels can be equal, black or white.
+    colours = np.concatenate(
+        [generator.integers(0, 256, (200, 3)), *([list(c)] for c in product((0, 90, 255), repeat=3))]
+    )
+    hsv = [colorsys.rgb_to_hsv(*(colour / 255)) for colour in colours]
+    expected = 255 * np.array([colorsys.hsv_to_rgb((h + shift) % 1, s, v) for h, s, v in hsv])
+    images = torch.from_numpy(colours.T.copy()).float().view(1, 3, 1, -1)
+    assert np.abs(run("hue", images, shift)[0, :, 0].T.numpy() - expected).max() < 0.501
+
+
+def test_hues_of_a_batch_may_turn_any_way(photos):
+    amounts = torch.tensor([0.3, -0.45, 0.02, 0.9, -0.1])
+    together = colour.apply("hue", photos, amounts, 0.9)
+    for i, amount in enumerate(amounts.tolist()):
+        assert (together[i] - run("hue", photos[i : i + 1], amount)[0]).abs().max() <= 1
+
+
+@pytest.mark.parametrize("side", [256, 257])  # sums of a white image below and above 2^24
+def test_mean_grey_of_large_images_is_exact(side):
+    images = torch.full((1, 3, side, side), 255.0)
+    images[..., ::2] = 254
+    assert torch.equal(run("contrast", images, 0.5)[0], from_pil(tv.adjust_contrast(to_pil(images[0]), 0.5)))
 
 
 def test_unknown_operations_are_refused(photos):

@@ -3,6 +3,7 @@ import pytest
 import torch
 import torchvision.transforms.functional as tv
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyscene.ssl.views import colour
 from polyscene.ssl.views.autoaugment import IMAGENET_POLICY
@@ -133,6 +134,52 @@ def test_nothing_asks_a_tensor_for_a_value(images, backend, monkeypatch):
     render_views(images, params, SPEC, "cpu", backend=backend)
 
 
+class Launches(TorchDispatchMode):
+    """Collects the operations that do something on a device."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        returns = operation._schema.returns
+        if not any(value.alias_info and not value.alias_info.is_write for value in returns):  # a view does nothing
+            self.names.append(operation._schema.name.removeprefix("aten::"))
+        return operation(*args, **(kwargs or {}))
+
+
+# What tells the host a value or a shape that only the device knows.
+WAITING = {
+    "_local_scalar_dense",
+    "nonzero",
+    "masked_select",
+    "bincount",
+    "_unique2",
+    "unique_dim",
+    "equal",
+    "is_nonzero",
+}
+
+
+def test_the_batch_backend_runs_nothing_that_waits_for_a_device(images):
+    for epoch in range(4):
+        with Launches() as launches:
+            render_views(images, draw(epoch=epoch), SPEC, "cpu", backend="batch")
+        assert not WAITING & set(launches.names)
+    with Launches() as launches:  # which would be seen
+        images[0][images[0] > 3].sum().item()
+    assert WAITING & set(launches.names)
+
+
+def test_the_number_of_launches_does_not_grow_with_the_batch(images):
+    def launches_for(indices):
+        with Launches() as launches:
+            render_views([images[i] for i in indices], draw(indices=indices), SPEC, "cpu", backend="batch")
+        return len(launches.names)
+
+    assert launches_for(list(range(8)) * 12) == launches_for(list(range(8)) * 2)
+
+
 @pytest.mark.parametrize(("large", "small", "count"), [(2, 0, 0), (2, 16, 1), (3, 31, 6), (5, 8, 3)])
 @pytest.mark.parametrize("backend", ["view", "batch"])
 def test_any_number_and_size_of_views(images, large, small, count, backend):
@@ -148,9 +195,11 @@ def test_any_number_and_size_of_views(images, large, small, count, backend):
 def test_views_are_normalised_and_of_the_type_asked_for(images):
     params = draw()
     single = render_views(images, params, SPEC, "cpu")
-    half = render_views(images, params, SPEC, "cpu", dtype=torch.bfloat16)
-    assert half[0].dtype == torch.bfloat16
-    assert torch.allclose(half[0].float(), single[0], atol=0.02)
+    for backend in ("view", "batch"):
+        single_of_it = render_views(images, params, SPEC, "cpu", backend=backend)
+        half = render_views(images, params, SPEC, "cpu", dtype=torch.bfloat16, backend=backend)
+        assert half[0].dtype == torch.bfloat16
+        assert torch.allclose(half[0].float(), single_of_it[0], atol=0.02)
     low = torch.tensor([-0.485 / 0.229, -0.456 / 0.224, -0.406 / 0.225])
     high = torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225])
     for group in single:

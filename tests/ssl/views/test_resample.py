@@ -36,7 +36,7 @@ def test_both_backends_equal_pils_crop_and_resize(photo, shape, box, size, flip)
     image = photo(*shape, seed=1)
     theirs = pil_crop(image, box, size, flip)
     single = resize_crop(image, box, size, flip)[0]
-    batched = resize_crops([image], np.array([[box]]), np.array([[flip]]), size, torch.float32)[0]
+    batched = resize_crops([image], np.array([[box]]), np.array([[flip]]), [(1, size)], torch.float32)[0][0]
     for ours in (single, batched):
         assert torch.equal(ours, ours.round())
         assert (ours - theirs).abs().max() <= 1
@@ -53,10 +53,10 @@ def test_a_batch_of_ragged_images_equals_one_crop_at_a_time(photo):
     flips = generator.random((6, 3)) < 0.5
     expected = torch.cat([resize_crop(images[i], boxes[i, j], 24, flips[i, j]) for i, j in np.ndindex(6, 3)])
     for chunk_elements in (1, 3 * 2 * 100 * 100, 1 << 26):
-        ours = resize_crops(images, boxes, flips, 24, torch.float32, chunk_elements)
+        (ours,) = resize_crops(images, boxes, flips, [(3, 24)], torch.float32, chunk_elements)
         assert (ours - expected).abs().max() <= 1
         assert (ours - expected).abs().mean() <= 0.05
-    half = resize_crops(images, boxes, flips, 24, torch.float16)
+    (half,) = resize_crops(images, boxes, flips, [(3, 24)], torch.float16)
     assert (half - expected).abs().max() <= 1
     assert (half - expected).abs().mean() <= 0.1
 
@@ -68,8 +68,8 @@ def test_pixels_outside_the_box_have_no_influence(photo):
     changed[:, 10:31, 20:37] = image[:, 10:31, 20:37]
     for size in (8, 40):
         assert torch.equal(resize_crop(image, box, size, False), resize_crop(changed, box, size, False))
-        arguments = (np.array([[box]]), np.array([[False]]), size, torch.float32)
-        assert torch.equal(resize_crops([image], *arguments), resize_crops([changed], *arguments))
+        arguments = (np.array([[box]]), np.array([[False]]), [(1, size)], torch.float32)
+        assert torch.equal(resize_crops([image], *arguments)[0], resize_crops([changed], *arguments)[0])
 
 
 def test_memory_order_of_the_image_does_not_matter(photo):
