@@ -289,7 +289,7 @@ def _create_state(config: PretrainConfig, source: ImageSource, world: World) -> 
         lr=config.optim.lr,
         momentum=config.optim.momentum,
         weight_decay=config.optim.weight_decay,
-        foreach=True,
+        fused=True,
     )
     identity = {
         "arch": config.model.backbone,

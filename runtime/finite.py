@@ -28,7 +28,7 @@ class FiniteCheck:
 
     def check(self, loss: Tensor, step: int) -> None:
         """Look at the scalar ``loss`` of ``step``, now or one step later; a collective call."""
-        if loss.device.type != "cuda":
+        if loss.device.type == "cpu":
             if self._world.maximum(int(not torch.isfinite(loss))):
                 self._report(step, loss)
             return

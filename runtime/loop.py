@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from .allocator import keep_freed_memory
 from .checkpoint import save_checkpoint
 from .errors import RunFailed, UserError
 from .preemption import StopRequest
@@ -105,6 +106,8 @@ def run_loop(
     Raises:
         RunFailed: a checkpoint could not be written.
     """
+    if training.state.world.device.type == "cpu":
+        keep_freed_memory()
     return _Loop(training, plan, run, evaluate, stop or StopRequest()).run_steps(batches)
 
 
@@ -201,7 +204,7 @@ class _Loop(Generic[Batch]):
         metrics["epoch"] = self.state.step / self.plan.steps_per_epoch
         metrics["images_per_second"] = self.window_images / elapsed
         metrics["data_wait_percent"] = 100 * self.window_wait / elapsed
-        self.run.metrics(self.state.step, {k: float(f"{v:.6g}") for k, v in metrics.items()})
+        self.run.metrics(self.state.step, {k: float(f"{v:.8g}") for k, v in metrics.items()})
         self.window_start, self.window_wait, self.window_images = time.perf_counter(), 0.0, 0
         speed = f"{metrics['images_per_second']:.0f} images/s, data wait {metrics['data_wait_percent']:.0f}%"
         short = f"loss {metrics['loss']:.2f}, lr {metrics['learning_rate']:.2g}, {speed}"

@@ -17,6 +17,7 @@ from polyscene.runtime.window import WindowMean
 from .batches import ImageBatch
 from .loading import UnreadableLog
 from .monitor import effective_rank, embedding_std, neighbour_label_share
+from .overlap import SideStream
 from .schedule import cosine_schedule
 from .state import TrainingState
 from .step import StepOutput, StepRunner
@@ -77,6 +78,8 @@ def train(
         RunFailed: a loss was not finite; a reproducing batch lies in the run directory.
         UserError: too many unreadable images, or the disk is full.
     """
+    # Shapes never change: cuDNN may try its algorithms once.
+    torch.backends.cudnn.benchmark = True
     return run_loop(
         _Pretraining(runner, state, views, schedule, run, unreadable),
         batches,
@@ -102,9 +105,10 @@ class _Pretraining(Training[ImageBatch]):
         self.runner, self.state, self.views, self.schedule, self.run = runner, state, views, schedule, run
         self.unreadable = unreadable
         self.world = state.world
+        self.side = SideStream(self.world.device)
         self.window = WindowMean()
-        self.recent: list[tuple[ImageBatch, list[Tensor]]] = []
-        self.last: tuple[StepOutput, ImageBatch] | None = None
+        self.recent: list[tuple[Tensor, list[Tensor]]] = []  # image numbers and views
+        self.last: tuple[StepOutput, Tensor | None] | None = None  # with the labels
         self.collapsed_windows = 0
         runner.on_nonfinite = self._abort
 
@@ -113,19 +117,27 @@ class _Pretraining(Training[ImageBatch]):
 
     def one_step(self, batch: ImageBatch) -> int:
         self._report_unreadable(batch)
-        device = self.world.device
-        moved = batch.to(device, non_blocking=True)
-        rendered = render_views(moved.images(), moved.params, self.views, device)
-        self.recent = [*self.recent[-1:], (moved, rendered)] if device.type == "cuda" else [(moved, rendered)]
+        rendered, labels = self._rendered(batch)
+        late = self.world.device.type == "cuda"
+        self.recent = [*(self.recent[-1:] if late else []), (batch.indices, rendered)]
         output = self.runner.step(
-            rendered,
-            step=self.state.step,
-            learning_rate=self.schedule.rate(self.state.step),
-            labels=None if moved.labels is None else moved.labels.to(device, non_blocking=True),
+            rendered, step=self.state.step, learning_rate=self.schedule.rate(self.state.step), labels=labels
         )
         self.window.add(output.means)
-        self.last = (output, batch)
+        self.last = (output, labels)
         return len(batch)
+
+    def _rendered(self, batch: ImageBatch) -> tuple[list[Tensor], Tensor | None]:
+        """Views and labels on the device."""
+
+        def work() -> list[Tensor]:
+            moved = batch.to(self.world.device, non_blocking=True)
+            views = render_views(moved.images(), moved.params, self.views, self.world.device)
+            return views if moved.labels is None else [*views, moved.labels]
+
+        views = list(self.side.run(work))
+        labels = None if batch.labels is None else views.pop()
+        return views, labels
 
     def _report_unreadable(self, batch: ImageBatch) -> None:
         if self.unreadable is None:
@@ -137,12 +149,12 @@ class _Pretraining(Training[ImageBatch]):
 
     def window_metrics(self) -> dict[str, float]:
         assert self.last is not None
-        output, batch = self.last
+        output, labels = self.last
         queue = self.state.model.queue
         extra = [embedding_std(output.embeddings), effective_rank(output.features), queue.mean_age(self.state.step)]
-        if output.queue_labels is not None and output.neighbours is not None and batch.labels is not None:
-            shown = batch.labels.to(self.world.device)[: output.neighbours.shape[0]]
-            extra.append(neighbour_label_share(output.neighbours, shown, output.queue_labels))
+        found = output.neighbour_labels
+        if found is not None and labels is not None:
+            extra.append(neighbour_label_share(found, labels[: found.shape[0]]))
         values = torch.cat([self.window.take(), torch.stack([e.float() for e in extra])])
         values = self.world.mean(values).tolist()
         names = ["loss", "loss_instance", "loss_neighbour", "top1", "embedding_std", "feature_rank", "queue_age"]
@@ -166,6 +178,6 @@ class _Pretraining(Training[ImageBatch]):
             )
 
     def _abort(self, step: int, loss: Tensor) -> None:
-        batch, rendered = self.recent[0]
-        content = {"indices": batch.indices.cpu(), "views": [view.cpu() for view in rendered]}
+        indices, rendered = self.recent[0]
+        content = {"indices": indices, "views": [view.cpu() for view in rendered]}
         fail(self.run.path, self.world, step, loss, self.schedule.rate(step), self.state.model, content)

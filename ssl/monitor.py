@@ -30,17 +30,15 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def neighbour_label_share(neighbours: Tensor, labels: Tensor, queue_labels: Tensor) -> Tensor:
+def neighbour_label_share(found: Tensor, labels: Tensor) -> Tensor:
     """Share of retrieved neighbours with the label of the image that retrieved them.
 
     Args:
-        neighbours: (B, V, k) queue slots.
+        found: (B, V, k) labels of the neighbours, -1 where the slot was never written (not counted).
         labels: (B,) labels of the images.
-        queue_labels: (K,) labels of the slots, -1 for never written (not counted).
 
     Returns:
         Scalar tensor in [0, 1]; NaN while no written slot was retrieved.
     """
-    found = queue_labels[neighbours]
     known = found >= 0
     return ((found == labels[:, None, None]) & known).sum() / known.sum()

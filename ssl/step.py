@@ -14,9 +14,11 @@ from polyscene.runtime.data_parallel import data_parallel
 from polyscene.runtime.distributed import World
 from polyscene.runtime.finite import FiniteCheck
 
+from .moco.grouped_norm import group_norms
 from .moco.losses import ContrastiveLosses, contrastive_losses
 from .moco.model import MoCo, MultiViewEncoder
 from .moco.normalization import NormPlan
+from .moco.small_maps import convolve_small_maps
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,15 @@ class StepOutput:
         features: (b, C) backbone features of the same.
         neighbours: (b, V, k) queue slots of the neighbours, or None without neighbour loss. Like the others it covers
             the first accumulation pass only.
-        queue_labels: (K,) labels of the queue's slots when the neighbours were found, or None.
+        neighbour_labels: (b, V, k) labels of the neighbours, -1 for a slot that was never written; None without
+            neighbours or without labels in the queue.
     """
 
     means: Tensor
     embeddings: Tensor
     features: Tensor
     neighbours: Tensor | None
-    queue_labels: Tensor | None
+    neighbour_labels: Tensor | None
 
 
 class StepRunner:
@@ -96,8 +99,13 @@ class StepRunner:
         self.seed, self.precision, self.accumulate = seed, precision, accumulate
         if norm.kind == "sync":
             synchronise(model, world.device)
-        query: nn.Module = torch.compile(model.query) if compile else model.query
-        self._key: nn.Module = torch.compile(model.key) if compile else model.key
+        if world.device.type == "cpu" and not compile:
+            # On a GPU a group fills the device by itself, and joining groups would copy every map.
+            group_norms(model)
+            convolve_small_maps(model)
+        # Two sizes of views are two graphs: one for all sizes would be slower.
+        query: nn.Module = torch.compile(model.query, dynamic=False) if compile else model.query
+        self._key: nn.Module = torch.compile(model.key, dynamic=False) if compile else model.key
         self._query = data_parallel(MultiViewEncoder(query, norm.group), world)
         self.on_nonfinite: Callable[[int, Tensor], None] = _raise_nonfinite
         self._finite = FiniteCheck(world, lambda step, loss: self.on_nonfinite(step, loss))
@@ -122,12 +130,12 @@ class StepRunner:
         self._finite.check(means[0], step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        queue_labels = None if self.model.queue.labels is None else self.model.queue.labels.clone()
+        embeddings, features, neighbours = passes[0][1]
+        neighbour_labels = None if neighbours is None else self.model.queue.labels_of(neighbours)
         for index, (_, _, keys) in enumerate(passes):
-            shown = None if labels is None else labels.chunk(self.accumulate)[index]
-            self._enqueue(keys, shown, step)
-        first = passes[0][1]
-        return StepOutput(means, *first, queue_labels)
+            shown = None if labels is None else self.world.gather(labels.chunk(self.accumulate)[index])
+            self.model.queue.enqueue(keys[1], keys[0], step=step, labels=shown)
+        return StepOutput(means, embeddings, features, neighbours, neighbour_labels)
 
     def settle(self) -> None:
         """Make sure that every step so far had a finite loss; to be called before the weights are saved."""
@@ -167,9 +175,10 @@ class StepRunner:
                 encoder=self._key,
             )
         queue = self.model.queue
+        own = keys[1].chunk(self.world.size)[self.world.rank]
         losses = contrastive_losses(
             queries,
-            keys[1],
+            own,
             queue.embeddings,
             self.losses.temperature,
             features=features,
@@ -178,12 +187,6 @@ class StepRunner:
             written=queue.written,
         )
         return losses, queries, features, keys
-
-    def _enqueue(self, keys: tuple[Tensor, Tensor], labels: Tensor | None, step: int) -> None:
-        features, embeddings = (self.world.gather(k) for k in keys)
-        if labels is not None:
-            labels = self.world.gather(labels)
-        self.model.queue.enqueue(embeddings, features, step=step, labels=labels)
 
 
 def _raise_nonfinite(step: int, loss: Tensor) -> None:

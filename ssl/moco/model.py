@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from polyscene.runtime.distributed import World
+from polyscene.ssl.views.staging import to_device
 
 from .encoder import Encoder
+from .grouped_norm import joined_groups, knows_groups
 from .normalization import NormPlan, key_permutation
 from .queue import KeyQueue
 
@@ -34,18 +36,30 @@ class MultiViewEncoder(nn.Module):
         Args:
             views: one tensor (B, V_s, 3, S, S) for each size of view; V = sum of V_s.
         """
-        features: list[Tensor] = []
-        embeddings: list[Tensor] = []
-        for start in range(0, views[0].shape[0], self.group):
-            outputs = [self._embed(view[start : start + self.group]) for view in views]
-            features.append(torch.cat([o[0] for o in outputs], dim=1))
-            embeddings.append(torch.cat([o[1] for o in outputs], dim=1))
-        return torch.cat(features), torch.cat(embeddings)
+        return embed_in_groups(self.encoder, views, self.group)
 
-    def _embed(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        features, embeddings = self.encoder(_channels_last(view.flatten(0, 1)))
-        shape = view.shape[:2]
-        return features.unflatten(0, shape), embeddings.unflatten(0, shape)
+
+def embed_in_groups(encoder: nn.Module, views: Sequence[Tensor], group: int) -> tuple[Tensor, Tensor]:
+    """Embed views (B, V_s, 3, S, S) of each size -> features (B, V, C) and embeddings (B, V, D).
+
+    Groups of ``group`` images, with all their views of one size, are normalised by themselves: they go through the
+    encoder one after another, or together if its BatchNorm layers know groups (`group_norms`).
+    """
+    groups = views[0].shape[0] // group
+    if groups > 1 and knows_groups(encoder):
+        with joined_groups(encoder, groups):
+            return _embed(encoder, views)
+    parts = [_embed(encoder, part) for part in zip(*(view.split(group) for view in views))]
+    if groups == 1:
+        return parts[0]
+    return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
+
+
+def _embed(encoder: nn.Module, views: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    outputs = [encoder(view.flatten(0, 1).contiguous(memory_format=torch.channels_last)) for view in views]
+    shapes = [view.shape[:2] for view in views]
+    features, embeddings = ([output[i].unflatten(0, shape) for output, shape in zip(outputs, shapes)] for i in range(2))
+    return torch.cat(features, dim=1), torch.cat(embeddings, dim=1)
 
 
 class MoCo(nn.Module):
@@ -88,7 +102,7 @@ class MoCo(nn.Module):
         step: int,
         encoder: nn.Module | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Embed the anchors of this process, normalised among other images than their queries.
+        """Embed the anchors of all processes, normalised among other images than their queries; a collective call.
 
         Args:
             anchors: (b, 3, S, S) anchor views of this process.
@@ -99,25 +113,33 @@ class MoCo(nn.Module):
             encoder: the key encoder as compiled; None: :attr:`key`.
 
         Returns:
-            Features (b, C) and embeddings (b, D) in the order of ``anchors``.
+            Features (world * b, C) and embeddings (world * b, D) in the order of the processes and of ``anchors``, the
+            same to the bit in every process.
         """
         encoder = self.key if encoder is None else encoder
         if plan.kind == "sync":
-            return encoder(_channels_last(anchors))
-        count = anchors.shape[0]
-        if plan.kind == "split" or world.size == 1:
-            order = key_permutation(count, seed, step).to(anchors.device, non_blocking=True)
-            parts = [encoder(_channels_last(part)) for part in anchors[order].split(plan.group)]
-            back = order.argsort()
-            return torch.cat([p[0] for p in parts])[back], torch.cat([p[1] for p in parts])[back]
-        order = key_permutation(count * world.size, seed, step).to(anchors.device, non_blocking=True)
-        mine = slice(world.rank * count, (world.rank + 1) * count)
-        parts = [encoder(_channels_last(p)) for p in world.gather(anchors)[order[mine]].split(plan.group)]
-        back = order.argsort()[mine]
-        features = world.gather(torch.cat([p[0] for p in parts]))
-        embeddings = world.gather(torch.cat([p[1] for p in parts]))
-        return features[back], embeddings[back]
+            return _gather(_embed_anchors(encoder, anchors, plan.group), world)
+        count, exchange = anchors.shape[0], plan.kind == "shuffle" and world.size > 1
+        order = key_permutation(count * world.size if exchange else count, seed, step)
+        chosen = order[world.rank * count :][:count] if exchange else order
+        there, back = to_device([chosen, order.argsort()], anchors.device)
+        pixels = anchors.permute(0, 2, 3, 1)  # as they lie in memory
+        shuffled = (world.gather(pixels) if exchange else pixels).index_select(0, there).permute(0, 3, 1, 2)
+        keys = _embed_anchors(encoder, shuffled, plan.group)
+        if exchange:
+            features, embeddings = _gather(keys, world)
+            return features[back], embeddings[back]
+        return _gather((keys[0][back], keys[1][back]), world)
 
 
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
+def _gather(keys: tuple[Tensor, Tensor], world: World) -> tuple[Tensor, Tensor]:
+    """Features and embeddings of all processes, in one message."""
+    if world.size == 1:
+        return keys
+    features, embeddings = world.gather(torch.cat(keys, dim=1)).split([part.shape[1] for part in keys], dim=1)
+    return features, embeddings
+
+
+def _embed_anchors(encoder: nn.Module, anchors: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    features, embeddings = embed_in_groups(encoder, [anchors.unsqueeze(1)], group)
+    return features.squeeze(1), embeddings.squeeze(1)

@@ -10,13 +10,16 @@ from PIL import Image
 from tiny import alone, make_model, make_runner
 
 from polyscene.runtime.checkpoint import list_checkpoints
+from polyscene.runtime.errors import RunFailed
 from polyscene.runtime.preemption import StopRequest
 from polyscene.runtime.run import RunDirectory
 from polyscene.runtime.training_state import resume
+from polyscene.ssl import engine
 from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.loading import image_loader
 from polyscene.ssl.sources import open_source
 from polyscene.ssl.state import TrainingState, averaged_backbone
+from polyscene.ssl.step import StepRunner
 from polyscene.ssl.views.crops import CropGroup
 from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
@@ -49,7 +52,7 @@ def make(source, folder, **schedule):
     run = RunDirectory(folder)
     resume(state, run.checkpoints, run)
 
-    def go(**more):
+    def go(watch=lambda batches: batches, **more):
         batches = image_loader(
             source,
             batch_size=8,
@@ -61,7 +64,7 @@ def make(source, folder, **schedule):
             workers=0,
             sample_views=sample,
         )
-        return train(runner, state, batches, VIEWS, plan, run, **more)
+        return train(runner, state, watch(batches), VIEWS, plan, run, **more)
 
     return state, run, go
 
@@ -104,6 +107,62 @@ def test_a_stop_request_saves_at_once_and_the_rest_follows_later(source, tmp_pat
     assert go()
     for (name, value), other in zip(whole.model.state_dict().items(), again.model.state_dict().values()):
         assert torch.equal(value, other), name
+
+
+def test_a_batch_is_fetched_when_the_step_before_is_done(source, tmp_path, monkeypatch):
+    _, _, go = make(source, tmp_path / "run", end_step=3)
+    events = []
+
+    def noting(name, original):
+        def call(*arguments, **more):
+            events.append(name)
+            return original(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(engine, "render_views", noting("render", engine.render_views))
+    monkeypatch.setattr(StepRunner, "step", noting("step", StepRunner.step))
+    assert go(watch=lambda batches: (events.append("fetch") or batch for batch in batches))
+    assert events == ["fetch", "render", "step"] * 3
+
+
+def test_what_is_fetched_at_a_stop_was_trained_on(source, tmp_path):
+    state, _, go = make(source, tmp_path / "run")
+    stop, fetched = StopRequest(), []
+
+    def count(batches):
+        for batch in batches:
+            fetched.append(batch.step)
+            if batch.step == 2:
+                stop.signal = signal.SIGUSR2
+            yield batch
+
+    assert not go(stop=stop, watch=count)
+    assert fetched == [0, 1, 2]
+    assert state.step == 3
+
+
+def test_a_loss_that_is_not_finite_leaves_the_batch_that_made_it(source, tmp_path, monkeypatch):
+    state, run, go = make(source, tmp_path / "run")
+    original, shown = engine.render_views, []
+
+    def poisoned(*arguments):
+        views = original(*arguments)
+        if len(shown) == 2:
+            views[0][5, 0, 0, 0, 0] = torch.nan
+        shown.append(views)
+        return views
+
+    monkeypatch.setattr(engine, "render_views", poisoned)
+    seen = []
+    with pytest.raises(RunFailed, match="nonfinite-step-00000002-rank0.pt"):
+        go(watch=lambda batches: (seen.append(batch) or batch for batch in batches))
+    saved = torch.load(run.path / "nonfinite-step-00000002-rank0.pt", weights_only=True)
+    assert saved["step"] == 2
+    assert torch.equal(saved["indices"], seen[2].indices)
+    for ours, theirs in zip(saved["views"], shown[2], strict=True):
+        torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=0, atol=0)
+    assert state.step == 2
 
 
 def test_minutes_are_counted_too(source, tmp_path):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tiny import alone, labels, make_model, make_runner, make_views
 
+from polyscene.ssl import step as step_module
 from polyscene.ssl.moco.normalization import key_permutation
 
 WORKERS = Path(__file__).parent / "workers"
@@ -77,7 +78,10 @@ def close(a, b, tolerance=1e-5):
         torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=lambda m, name=name: f"{name}: {m}")
 
 
-def test_six_steps_equal_the_transcription():
+@pytest.mark.parametrize("groups", ["together", "one after another"])
+def test_six_steps_equal_the_transcription(groups, monkeypatch):
+    if groups == "one after another":  # as on a GPU
+        monkeypatch.setattr(step_module, "group_norms", lambda model: None)
     expected, query, key, embeddings, features = transcription(6)
     losses, model = run_steps(6)
     assert losses == pytest.approx(expected, rel=1e-5)
@@ -184,6 +188,26 @@ def test_nonfinite_loss_is_reported_before_the_weights_move():
         runner.step(views, step=0, learning_rate=0.1)
     assert all(torch.equal(a, b) for a, b in zip(before, model.query.parameters()))
     assert int(model.queue.written) == 0
+
+
+def test_labels_of_neighbours_are_those_that_the_queue_had_when_they_were_found():
+    model = make_model()
+    runner = make_runner(model, alone(), batch=8, kind="split", group=4)
+    for step in range(5):  # three batches fill the queue
+        before = model.queue.labels.clone()
+        output = runner.step(make_views(step), step=step, learning_rate=0.1, labels=10 * labels(step))
+        if step >= 1:
+            assert torch.equal(output.neighbour_labels, before[output.neighbours])
+    assert not torch.equal(output.neighbour_labels, model.queue.labels[output.neighbours])
+
+
+def test_labels_of_neighbours_are_absent_where_there_are_none():
+    model = make_model()
+    model.queue.labels = None
+    runner = make_runner(model, alone(), batch=8, kind="split", group=4, start=1)
+    outputs = [runner.step(make_views(step), step=step, learning_rate=0.1) for step in range(2)]
+    assert [o.neighbour_labels for o in outputs] == [None, None]
+    assert [o.neighbours is None for o in outputs] == [True, False]
 
 
 def test_neighbour_loss_sets_in_at_its_step():
