@@ -156,7 +156,7 @@ class Contest:
         model = MoCo(encoder, queue, 0.995).to(world.device, memory_format=torch.channels_last)
         model.queue.written.fill_(case.queue)
         optimizer = torch.optim.SGD(
-            model.query.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4, foreach=True
+            model.query.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=True
         )
         self.state = TrainingState(model, optimizer, world, {})
         norm = plan_normalization("auto", 128, case.batch_size, 1)

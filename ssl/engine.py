@@ -107,7 +107,7 @@ class _Pretraining(Training[ImageBatch]):
         self.world = state.world
         self.side = SideStream(self.world.device)
         self.window = WindowMean()
-        self.recent: list[tuple[Tensor, list[Tensor]]] = []  # image numbers and views
+        self.recent: dict[int, tuple[Tensor, list[Tensor]]] = {}  # step -> image numbers and views
         self.last: tuple[StepOutput, Tensor | None] | None = None  # with the labels
         self.collapsed_windows = 0
         runner.on_nonfinite = self._abort
@@ -118,11 +118,10 @@ class _Pretraining(Training[ImageBatch]):
     def one_step(self, batch: ImageBatch) -> int:
         self._report_unreadable(batch)
         rendered, labels = self._rendered(batch)
-        late = self.world.device.type == "cuda"
-        self.recent = [*(self.recent[-1:] if late else []), (batch.indices, rendered)]
-        output = self.runner.step(
-            rendered, step=self.state.step, learning_rate=self.schedule.rate(self.state.step), labels=labels
-        )
+        step = self.state.step
+        # A loss may be looked at one step late.
+        self.recent = {n: kept for n, kept in self.recent.items() if n == step - 1} | {step: (batch.indices, rendered)}
+        output = self.runner.step(rendered, step=step, learning_rate=self.schedule.rate(step), labels=labels)
         self.window.add(output.means)
         self.last = (output, labels)
         return len(batch)
@@ -148,6 +147,7 @@ class _Pretraining(Training[ImageBatch]):
             self.unreadable.add(found)
 
     def window_metrics(self) -> dict[str, float]:
+        self.settle()  # no numbers of a loss that is not finite
         assert self.last is not None
         output, labels = self.last
         queue = self.state.model.queue
@@ -178,6 +178,6 @@ class _Pretraining(Training[ImageBatch]):
             )
 
     def _abort(self, step: int, loss: Tensor) -> None:
-        indices, rendered = self.recent[0]
+        indices, rendered = self.recent[step]
         content = {"indices": indices, "views": [view.cpu() for view in rendered]}
         fail(self.run.path, self.world, step, loss, self.schedule.rate(step), self.state.model, content)

@@ -142,8 +142,27 @@ def test_what_is_fetched_at_a_stop_was_trained_on(source, tmp_path):
     assert state.step == 3
 
 
-def test_a_loss_that_is_not_finite_leaves_the_batch_that_made_it(source, tmp_path, monkeypatch):
-    state, run, go = make(source, tmp_path / "run")
+class LateCheck:
+    """Reports a loss that is not finite one step late, or when settled, as on a GPU."""
+
+    def __init__(self, world, report):
+        self.report, self.pending = report, None
+
+    def check(self, loss, step):
+        self.settle()
+        self.pending = (step, loss)
+
+    def settle(self):
+        if self.pending is not None and not self.pending[1].isfinite():
+            self.report(*self.pending)
+
+
+@pytest.mark.parametrize("end", [12, 3])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_loss_that_is_not_finite_leaves_the_batch_that_made_it(source, tmp_path, monkeypatch, late, end):
+    if late:
+        monkeypatch.setattr("polyscene.ssl.step.FiniteCheck", LateCheck)
+    state, run, go = make(source, tmp_path / "run", end_step=end)
     original, shown = engine.render_views, []
 
     def poisoned(*arguments):
@@ -162,7 +181,7 @@ def test_a_loss_that_is_not_finite_leaves_the_batch_that_made_it(source, tmp_pat
     assert torch.equal(saved["indices"], seen[2].indices)
     for ours, theirs in zip(saved["views"], shown[2], strict=True):
         torch.testing.assert_close(ours, theirs, equal_nan=True, rtol=0, atol=0)
-    assert state.step == 2
+    assert state.step == (3 if late else 2)
 
 
 def test_minutes_are_counted_too(source, tmp_path):
