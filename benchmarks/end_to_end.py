@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -27,7 +26,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -35,9 +33,20 @@ from unittest import mock
 import torch
 from photos import write_photos
 from ratios import spread, turned
+from record import (
+    add_threads,
+    check_images,
+    choose_cases,
+    load,
+    machine_of_preset,
+    make_preset_parser,
+    parse_preset,
+    write_record,
+)
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from training_case import LEARNING_RATE, TrainingCase, make_model, make_optimizer
 
 from polyscene.runtime import loop
 from polyscene.runtime.allocator import keep_freed_memory
@@ -47,10 +56,7 @@ from polyscene.ssl.batches import ImageBatch
 from polyscene.ssl.cached_images import open_supply, plan_cache
 from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.loading import ImageSupply, image_loader
-from polyscene.ssl.moco.encoder import Encoder, create_backbone
-from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import plan_normalization
-from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.sources import ImageSource, open_source
 from polyscene.ssl.state import TrainingState
 from polyscene.ssl.step import LossSettings, StepRunner
@@ -61,7 +67,6 @@ from polyscene.ssl.views.spec import ViewSpec
 
 READY = "ready"
 READY_BATCHES = 2
-LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -85,24 +90,14 @@ class Feed:
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is trained.
+class Case(TrainingCase):
+    """What is trained, and from what.
 
     Attributes:
-        arch: timm name.
-        sizes: pixels of large and small views.
-        batch_size: images a step.
-        queue: keys.
-        precision: fp32 or bf16.
         feeds: that are compared.
         steps: in a window.
     """
 
-    arch: str
-    sizes: tuple[int, int]
-    batch_size: int
-    queue: int
-    precision: str
     feeds: tuple[Feed, ...]
     steps: int
 
@@ -150,14 +145,8 @@ class Contest:
         folder: Path,
     ):
         self.case, self.source, self.supplies, self.world, self.seed = case, source, supplies, world, seed
-        torch.manual_seed(seed)
-        encoder = Encoder(create_backbone(case.arch), 128)
-        queue = KeyQueue(case.queue, 128, encoder.feature_dim)
-        model = MoCo(encoder, queue, 0.995).to(world.device, memory_format=torch.channels_last)
-        model.queue.written.fill_(case.queue)
-        optimizer = torch.optim.SGD(
-            model.query.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=True
-        )
+        model = make_model(case, world.device, seed)
+        optimizer = make_optimizer(model)
         self.state = TrainingState(model, optimizer, world, {})
         norm = plan_normalization("auto", 128, case.batch_size, 1)
         self.runner = StepRunner(
@@ -271,8 +260,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--preset", choices=CASES, default="cpu")
+    words = make_preset_parser(__doc__, CASES)
     words.add_argument("--cases", nargs="+", choices=[case for cases in CASES.values() for case in cases])
     words.add_argument("--images", type=Path, help="folder of photos; without it some are made")
     words.add_argument("--photos", type=int, help="how many are made; 4 batches if not given")
@@ -280,24 +268,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     words.add_argument("--steps", type=int, help="in a window")
     words.add_argument("--workers", type=int, nargs="+", help="to train from files with")
     words.add_argument("--rounds", type=int, default=3)
-    words.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
+    add_threads(words)
     words.add_argument("--compile", action="store_true", help="torch.compile the encoders")
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--out", type=Path)
-    options = words.parse_args(arguments)
-    if options.preset == "gpu" and not torch.cuda.is_available():
-        words.exit(2, f"--preset gpu: torch {torch.__version__} finds no GPU; use --preset cpu\n")
-    options.cases = options.cases or list(CASES[options.preset])
-    strangers = [case for case in options.cases if case not in CASES[options.preset]]
-    if strangers:
-        words.error(f"--cases {' '.join(strangers)}: preset {options.preset} has {', '.join(CASES[options.preset])}")
-    for name, least in (("rounds", 1), ("threads", 1), ("steps", 1), ("batch_size", 2), ("photos", 1)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            words.error(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if options.images is not None and not options.images.is_dir():
-        words.error(f"--images {options.images}: no such folder")
-    options.out = options.out or Path(__file__).parent / "results" / f"end_to_end_{options.preset}.json"
+    least = {"rounds": 1, "threads": 1, "steps": 1, "batch_size": 2, "photos": 1}
+    options = parse_preset(words, arguments, script="end_to_end", least=least)
+    options.cases = choose_cases(words, options, CASES)
+    check_images(words, options.images)
     return options
 
 
@@ -324,15 +300,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     from PIL import Image
 
-    from polyscene.runtime.files import make_folder, write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.preset == "gpu" else "cpu")
     if device.type == "cpu":
         keep_freed_memory()  # as training does, for ready views too
-    world, console, load = World(rank=0, size=1, device=device), Console(), os.getloadavg()[0]
+    world, console, load_before = World(rank=0, size=1, device=device), Console(), load()
     cases = {name: chosen_case(name, options) for name in options.cases}
     results = {}
     with ExitStack() as stack:
@@ -357,10 +330,6 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(table(name, case, results[name]))
         file_bytes = statistics.mean(source.path(i).stat().st_size for i in range(len(source)))
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(
-            ["python", "benchmarks/end_to_end.py", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
         "images": "made: 640x480, JPEG quality 90" if options.images is None else options.images.name,
         "image_count": len(source),
         "mean_file_bytes": round(file_bytes),
@@ -369,17 +338,12 @@ def main(arguments: list[str] | None = None) -> None:
         "seed": options.seed,
         "compile": options.compile,
         "bound": BOUNDS[options.preset],
-        "gpu": torch.cuda.get_device_name() if options.preset == "gpu" else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **machine_of_preset(options.preset),
         "threads": options.threads,
-        "load_before": round(load, 2),
+        "load_before": load_before,
         "cases": {name: {**asdict(case), "feeds": results[name]} for name, case in cases.items()},
-        "environment": environment(),
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "end_to_end", arguments, document, packages=["pillow"])
 
 
 def _sizes(source: ImageSource, read_header: Callable) -> Iterator[tuple[int, int]]:

@@ -11,19 +11,15 @@ disk that has been used before: what a network adds is not in these numbers. Pri
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 
-from polyscene.runtime.files import make_folder, write_text
-from polyscene.runtime.run import environment, processor
+from record import load, machine, make_parser, write_record
+
 from polyscene.ssl.index_cache import INDEX_NAME
 from polyscene.ssl.packing import source_identity
 from polyscene.ssl.sources import open_source
@@ -35,13 +31,14 @@ BOUNDS = {"search": 5.0, "saved index": 0.5}
 """Seconds that 200,000 files may take."""
 
 
-def main() -> None:
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print, write."""
+    words = make_parser(__doc__)
     words.add_argument("--images", type=int, default=200_000)
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--folder", type=Path, help="where the tree is made: the file system that is measured")
     words.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "index.json")
-    options = words.parse_args()
+    options = words.parse_args(arguments)
     if options.rounds < 1 or options.images < 1:
         raise SystemExit("--rounds and --images must be at least 1")
     with tempfile.TemporaryDirectory(prefix="polyscene-index-", dir=options.folder) as folder:
@@ -50,20 +47,14 @@ def main() -> None:
         results = measure(root, Path(folder) / "run", options.rounds)
     print_table(results, options.images)
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
         "images": options.images,
         "rounds": options.rounds,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 2),
+        **machine(),
+        "load": load(),
         "bounds_seconds": BOUNDS,
         "ways": results,
-        "environment": environment(),
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "index", arguments, document)
 
 
 def make_tree(root: Path, images: int) -> None:

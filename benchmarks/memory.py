@@ -21,21 +21,18 @@ pixels, bf16.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 from unittest import mock
 
 import torch
+from record import add_threads, load, machine_of_preset, make_preset_parser, parse_preset, write_record
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -384,8 +381,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--preset", choices=PRESETS, default="cpu")
+    words = make_preset_parser(__doc__, PRESETS)
     words.add_argument("--batch-sizes", type=int, nargs="*")
     words.add_argument("--queues", type=int, nargs="+")
     words.add_argument("--width", type=int, default=2048, help="features of the losses alone")
@@ -393,19 +389,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     words.add_argument("--rounds", type=int, default=15, help="at most")
     words.add_argument("--seconds", type=float, default=10, help="after which a case gets no further round")
     words.add_argument("--chunk-mb", type=float, default=CHUNK_BYTES / 2**20, help="of the losses alone; 2^20 bytes")
-    words.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--out", type=Path)
-    options = words.parse_args(arguments)
+    add_threads(words)
+    least = {"rounds": 1, "threads": 1, "width": 1, "chunk_mb": 2**-20}
+    options = parse_preset(words, arguments, script="memory", least=least)
     preset = PRESETS[options.preset]
-    if options.preset == "gpu" and not torch.cuda.is_available():
-        words.exit(2, f"--preset gpu: torch {torch.__version__} finds no GPU; use --preset cpu\n")
     options.batch_sizes = list(preset["batch_sizes"]) if options.batch_sizes is None else options.batch_sizes
     options.queues = list(options.queues or preset["queues"])
-    options.out = options.out or Path(__file__).parent / "results" / f"memory_{options.preset}.json"
-    for name, least in (("rounds", 1), ("threads", 1), ("width", 1), ("chunk_mb", 2**-20)):
-        if getattr(options, name) < least:
-            words.error(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
     if min(options.queues) < NEIGHBOURS:
         words.error(f"--queues {min(options.queues)}: give {NEIGHBOURS} or more, as many neighbours are searched")
     if min(options.batch_sizes, default=1) < 1:
@@ -415,9 +404,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    from polyscene.runtime.files import make_folder, write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     preset = PRESETS[options.preset]
     setting = Setting(
@@ -425,30 +411,23 @@ def main(arguments: list[str] | None = None) -> None:
     )
     torch.set_num_threads(options.threads)
     cases = [Case(batch, queue, options.width) for queue in options.queues for batch in options.batch_sizes]
-    results, load = [], os.getloadavg()[0]
+    results, load_before = [], load()
     print(header())
     for case in cases if options.no_step else [*cases, preset["step"]]:
         results.append(measure(case, setting, options))
         print(row(results[-1]), flush=True)
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/memory.py", *(sys.argv[1:] if arguments is None else arguments)]),
         **asdict(setting),
         "rounds": options.rounds,
         "seconds": options.seconds,
         "neighbours": NEIGHBOURS,
         "dim": DIM,
         "bound_gb": BOUND_GB,
-        "gpu": torch.cuda.get_device_name() if options.preset == "gpu" else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 2),
+        **machine_of_preset(options.preset),
+        "load_before": load_before,
         "cases": results,
-        "environment": environment(),
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "memory", arguments, document)
 
 
 if __name__ == "__main__":

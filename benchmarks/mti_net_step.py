@@ -22,17 +22,15 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import torch
+from record import check_least, load, machine, make_parser, write_record
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -427,7 +425,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    words = make_parser(__doc__)
     words.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     words.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
     words.add_argument("--batch-size", type=int)
@@ -445,9 +443,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         words.error(f"--device {options.device}: torch {torch.__version__} finds no GPU; use --device cpu")
     options.size = tuple(options.size or ((480, 640) if on_gpu else (192, 256)))
     options.batch_size = (8 if on_gpu else 4) if options.batch_size is None else options.batch_size
-    for name, least in (("batch_size", 2), ("rounds", 1), ("threads", 1)):
-        if getattr(options, name) < least:
-            words.error(f"--{name.replace('_', '-')} {getattr(options, name)}: give {least} or more")
+    check_least(words, options, {"batch_size": 2, "rounds": 1, "threads": 1})
     if min(options.size) < 64:
         words.error(f"--size {options.size[0]} {options.size[1]}: give 64 or more, the coarsest maps are 1/32")
     return options
@@ -457,12 +453,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
     from rich.console import Console
 
-    from polyscene.runtime.files import write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     torch.set_num_threads(options.threads)
-    console, results, load = Console(), [], os.getloadavg()[0]
+    console, results, load_before = Console(), [], load()
     for case in options.cases:
         print(f"{case} ...", file=sys.stderr)
         results.append(measure(case, options))
@@ -470,7 +463,6 @@ def main(arguments: list[str] | None = None) -> None:
             console.print(table)
     on_gpu = options.device.startswith("cuda")
     document = {
-        "date": date.today().isoformat(),
         "size": list(options.size),
         "batch_size": options.batch_size,
         "classes": CLASSES,
@@ -479,16 +471,12 @@ def main(arguments: list[str] | None = None) -> None:
         "seed": options.seed,
         "threads": options.threads,
         "device": torch.cuda.get_device_name(options.device) if on_gpu else "cpu",
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "load_before": round(load, 2),
+        **machine(),
+        "load_before": load_before,
         "bound": BOUND,
         "cases": results,
-        "environment": environment(),
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "mti_net_step", arguments, document)
 
 
 if __name__ == "__main__":

@@ -31,44 +31,31 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
 from pathlib import Path
 
 import torch
 from ratios import spread, turned
+from record import add_sizes, check_sizes, load, machine_of_preset, make_preset_parser, parse_preset, write_record
 from rich.console import Console
 from rich.table import Table
+from training_case import LEARNING_RATE, TrainingCase, make_model, make_optimizer
 
 from polyscene.runtime.allocator import keep_freed_memory
 from polyscene.runtime.distributed import World, join_world
-from polyscene.ssl.moco.encoder import Encoder, create_backbone
-from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import plan_normalization
-from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.step import LossSettings, StepRunner
 
 WAYS = ("one alone", "side by side", "together")
-LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is trained.
+class Case(TrainingCase):
+    """What is trained by each process.
 
     Attributes:
-        arch: timm name.
-        sizes: pixels of large and small views.
-        batch_size: images a step of a process.
-        queue: keys.
-        precision: fp32 or bf16.
         steps: in a turn.
     """
 
-    arch: str
-    sizes: tuple[int, int]
-    batch_size: int
-    queue: int
-    precision: str
     steps: int
 
 
@@ -83,12 +70,8 @@ CASES = {
 
 def make_step(case: Case, world: World, seed: int) -> Callable[[], None]:
     """A training step of this process in a world."""
-    torch.manual_seed(seed)
-    encoder = Encoder(create_backbone(case.arch), 128)
-    model = MoCo(encoder, KeyQueue(case.queue, 128, encoder.feature_dim), 0.995)
-    model.queue.written.fill_(case.queue)
-    model.to(world.device, memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.query.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=True)
+    model = make_model(case, world.device, seed)
+    optimizer = make_optimizer(model)
     norm = plan_normalization("shuffle", case.batch_size // 2, case.batch_size, world.size)
     runner = StepRunner(model, optimizer, LossSettings(), norm, world, seed=seed, precision=case.precision)
     generator = torch.Generator().manual_seed(seed + world.rank)
@@ -201,20 +184,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--preset", choices=CASES, default="cpu")
+    words = make_preset_parser(__doc__, CASES)
     words.add_argument("--processes", type=int, nargs="+", help="2 up to as many as there are cores or GPUs")
     words.add_argument("--rounds", type=int, default=5)
     words.add_argument("--steps", type=int, help="in a turn")
     words.add_argument("--batch-size", type=int, help="of a process")
     words.add_argument("--queue", type=int)
-    words.add_argument("--sizes", nargs=2, type=int, metavar=("LARGE", "SMALL"))
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--out", type=Path)
+    add_sizes(words)
     words.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
-    options = words.parse_args(arguments)
-    if options.preset == "gpu" and not torch.cuda.is_available():
-        words.exit(2, f"--preset gpu: torch {torch.__version__} finds no GPU; use --preset cpu\n")
+    options = parse_preset(
+        words, arguments, script="scaling", least={"rounds": 1, "steps": 1, "batch_size": 4, "queue": 20}
+    )
     places = torch.cuda.device_count() if options.preset == "gpu" else os.cpu_count() or 1
     options.processes = options.processes or [n for n in (2, 4, 8) if n <= places] or [2]
     if max(options.processes) > places:
@@ -222,13 +202,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         words.exit(2, f"--processes {max(options.processes)}: there are {places} {kind}\n")
     if min(options.processes) < 2:
         words.error(f"--processes {min(options.processes)}: give 2 or more; one alone is always measured")
-    for name, least in (("rounds", 1), ("steps", 1), ("batch_size", 4), ("queue", 20)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            words.error(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if options.sizes and min(options.sizes) < 32:
-        words.error(f"--sizes {options.sizes[0]} {options.sizes[1]}: give 32 or more")
-    options.out = options.out or Path(__file__).parent / "results" / f"scaling_{options.preset}.json"
+    check_sizes(words, options.sizes)
     return options
 
 
@@ -244,36 +218,26 @@ def chosen_case(options: argparse.Namespace) -> Case:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    from polyscene.runtime.files import make_folder, write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     case, device = chosen_case(options), "cuda" if options.preset == "gpu" else "cpu"
     if options.worker:
         work(case, options.rounds, options.seed, device, options.worker)
         return
-    load, results = os.getloadavg()[0], []
+    load_before, results = load(), []
     for processes in options.processes:
         print(f"{processes} processes ...", file=sys.stderr)
         results.append(measure(case, processes, options))
     Console(width=130).print(table(case, results))
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/scaling.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "rounds": options.rounds,
         "seed": options.seed,
-        "gpu": torch.cuda.get_device_name() if options.preset == "gpu" else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **machine_of_preset(options.preset),
         "threads_a_process": 1,
-        "load_before": round(load, 2),
+        "load_before": load_before,
         "case": asdict(case),
         "results": results,
-        "environment": environment(),
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "scaling", arguments, document)
 
 
 if __name__ == "__main__":

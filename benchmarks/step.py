@@ -21,36 +21,42 @@ On a CPU: ResNet-18, views of 2 x 96 and 4 x 48 pixels, batches of 16 and 32, qu
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import importlib.util
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from datetime import date
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from ratios import spread, turned
+from record import (
+    add_sizes,
+    add_threads,
+    check_sizes,
+    choose_cases,
+    load,
+    machine_of_preset,
+    make_preset_parser,
+    parse_preset,
+    write_record,
+)
 from rich.console import Console
 from rich.table import Table
 from roofline import Rates, Work, measure_rates
 from torch import Tensor
+from training_case import LEARNING_RATE, TrainingCase, make_model, make_optimizer
 
 from polyscene.runtime.allocator import keep_freed_memory
 from polyscene.runtime.distributed import World
 from polyscene.ssl import step as step_module
-from polyscene.ssl.moco.encoder import Encoder, create_backbone
-from polyscene.ssl.moco.model import MoCo, MultiViewEncoder
+from polyscene.ssl.moco.model import MultiViewEncoder
 from polyscene.ssl.moco.normalization import plan_normalization
-from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.step import LossSettings, StepRunner
 
-LEARNING_RATE = 1e-3
 LOSSES = LossSettings()
 BOUNDS = {"cpu": 1.4, "gpu": 1.8}
 TOLERANCE = {"loss": 1e-4, "gradients": 1e-2}
@@ -58,24 +64,14 @@ TOLERANCE = {"loss": 1e-4, "gradients": 1e-2}
 
 
 @dataclass(frozen=True)
-class Case:
-    """What is trained.
+class Case(TrainingCase):
+    """What is trained, and by whom.
 
     Attributes:
-        arch: timm name.
-        sizes: pixels of large and small views.
-        batch_size: images a step.
-        queue: keys.
-        precision: fp32 or bf16.
         contestants: who takes part; the first is ours.
         steps: in a turn.
     """
 
-    arch: str
-    sizes: tuple[int, int]
-    batch_size: int
-    queue: int
-    precision: str
     contestants: tuple[str, ...] = ("ours", "lightly", "lightly, channels last")
     steps: int = 1
 
@@ -113,15 +109,6 @@ class Contestant:
 # What is compared
 
 
-def make_model(case: Case, device: torch.device, seed: int) -> MoCo:
-    """Encoders and full queues."""
-    torch.manual_seed(seed)
-    encoder = Encoder(create_backbone(case.arch), 128)
-    model = MoCo(encoder, KeyQueue(case.queue, 128, encoder.feature_dim), 0.995)
-    model.queue.written.fill_(case.queue)
-    return model.to(device, memory_format=torch.channels_last)
-
-
 def make_views(case: Case, device: torch.device, seed: int, small: int = 4) -> list[Tensor]:
     """Noise in the memory layout of rendered views: two large ones and some small ones."""
     generator = torch.Generator().manual_seed(seed)
@@ -134,7 +121,7 @@ def make_ours(
 ) -> Contestant:
     """The project's step."""
     model = make_model(case, device, seed)
-    optimizer = torch.optim.SGD(model.query.parameters(), lr=LEARNING_RATE, momentum=0.9, weight_decay=1e-4, fused=True)
+    optimizer = make_optimizer(model)
     norm = plan_normalization(kind, 128, case.batch_size, 1)
     world = World(rank=0, size=1, device=device)
     runner = StepRunner(model, optimizer, LOSSES, norm, world, seed=seed, precision=case.precision, compile=compile)
@@ -363,31 +350,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--preset", choices=CASES, default="cpu")
+    words = make_preset_parser(__doc__, CASES)
     words.add_argument("--cases", nargs="+", choices=[case for cases in CASES.values() for case in cases])
     words.add_argument("--rounds", type=int, default=9)
     words.add_argument("--batch-size", type=int)
     words.add_argument("--queue", type=int)
-    words.add_argument("--sizes", nargs=2, type=int, metavar=("LARGE", "SMALL"))
-    words.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="on a CPU")
+    add_sizes(words)
+    add_threads(words)
     words.add_argument("--compile", action="store_true", help="also our step with compiled encoders")
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--out", type=Path)
-    options = words.parse_args(arguments)
-    if options.preset == "gpu" and not torch.cuda.is_available():
-        words.exit(2, f"--preset gpu: torch {torch.__version__} finds no GPU; use --preset cpu\n")
-    options.cases = options.cases or list(CASES[options.preset])
-    strangers = [case for case in options.cases if case not in CASES[options.preset]]
-    if strangers:
-        words.error(f"--cases {' '.join(strangers)}: preset {options.preset} has {', '.join(CASES[options.preset])}")
-    for name, least in (("rounds", 1), ("threads", 1), ("batch_size", 4), ("queue", LOSSES.k)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            words.error(f"--{name.replace('_', '-')} {value}: give {least} or more")
-    if options.sizes and min(options.sizes) < 32:
-        words.error(f"--sizes {options.sizes[0]} {options.sizes[1]}: give 32 or more")
-    options.out = options.out or Path(__file__).parent / "results" / f"step_{options.preset}.json"
+    least = {"rounds": 1, "threads": 1, "batch_size": 4, "queue": LOSSES.k}
+    options = parse_preset(words, arguments, script="step", least=least)
+    if importlib.util.find_spec("lightly") is None:
+        words.exit(2, "lightly, which our step is compared with, is not installed; pip install 'lightly>=1.5'\n")
+    options.cases = choose_cases(words, options, CASES)
+    check_sizes(words, options.sizes)
     return options
 
 
@@ -406,11 +382,6 @@ def chosen_case(name: str, options: argparse.Namespace) -> Case:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    import importlib.metadata
-
-    from polyscene.runtime.files import make_folder, write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device("cuda" if options.preset == "gpu" else "cpu")
@@ -418,7 +389,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cudnn.benchmark = True
     if device.type == "cpu":
         keep_freed_memory()
-    console, load, results = Console(width=110), os.getloadavg()[0], {}
+    console, load_before, results = Console(width=110), load(), {}
     for name in options.cases:
         print(f"{name} ...", file=sys.stderr)
         case = chosen_case(name, options)
@@ -426,22 +397,15 @@ def main(arguments: list[str] | None = None) -> None:
         for table in tables(name, case, results[name]):
             console.print(table)
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/step.py", *(sys.argv[1:] if arguments is None else arguments)]),
         "rounds": options.rounds,
         "seed": options.seed,
         "bound": BOUNDS[options.preset],
-        "gpu": torch.cuda.get_device_name() if options.preset == "gpu" else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **machine_of_preset(options.preset),
         "threads": options.threads,
-        "load_before": round(load, 2),
+        "load_before": load_before,
         "cases": results,
-        "environment": {**environment(), "lightly": importlib.metadata.version("lightly")},
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
+    write_record(options.out, "step", arguments, document, packages=["lightly"])
 
 
 if __name__ == "__main__":

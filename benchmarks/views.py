@@ -26,15 +26,12 @@ what the mix costs over the standard augmentation.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +39,7 @@ import torch
 from photos import write_photos
 from published_views import seed_everything
 from ratios import spread, turned
+from record import check_images, load, machine_of_preset, make_preset_parser, parse_preset, write_record
 from rich.console import Console
 from rich.table import Table
 from view_work import (
@@ -184,37 +182,25 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         SystemExit: some that cannot be.
     """
-    words = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    words.add_argument("--preset", choices=("cpu", "gpu"), default="cpu")
+    words = make_preset_parser(__doc__)
     words.add_argument("--images", type=Path, help="folder of photos; without it some are made")
     words.add_argument("--batch-size", type=int, default=32, help="on the host")
     words.add_argument("--device-batch-size", type=int, default=256)
     words.add_argument("--batches", type=int, default=3, help="of each contestant in a round")
     words.add_argument("--rounds", type=int, default=5)
-    words.add_argument("--seed", type=int, default=0)
-    words.add_argument("--out", type=Path)
-    options = words.parse_args(arguments)
-    if options.preset == "gpu" and not torch.cuda.is_available():
-        words.exit(2, f"--preset gpu: torch {torch.__version__} finds no GPU; use --preset cpu\n")
-    for name in ("batch_size", "device_batch_size", "batches", "rounds"):
-        if getattr(options, name) < 1:
-            words.error(f"--{name.replace('_', '-')} {getattr(options, name)}: give 1 or more")
-    if options.images is not None and not options.images.is_dir():
-        words.error(f"--images {options.images}: no such folder")
-    options.out = options.out or Path(__file__).parent / "results" / f"views_{options.preset}.json"
+    least = dict.fromkeys(("batch_size", "device_batch_size", "batches", "rounds"), 1)
+    options = parse_preset(words, arguments, script="views", least=least)
+    check_images(words, options.images)
     return options
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print, write."""
-    from polyscene.runtime.files import make_folder, write_text
-    from polyscene.runtime.run import environment, processor
-
     options = parse(arguments)
     torch.set_num_threads(1)
     keep_freed_memory()  # as training does on a CPU; the published pipeline gets it, too
     seed_everything(options.seed)
-    console, load = Console(width=110), os.getloadavg()[0]
+    console, load_before = Console(width=110), load()
     world = World(rank=0, size=1, device=torch.device("cpu"))
     with ExitStack() as stack:
         folder = options.images
@@ -243,31 +229,18 @@ def main(arguments: list[str] | None = None) -> None:
     for table in tables(results):
         console.print(table)
     document = {
-        "date": date.today().isoformat(),
-        "command": " ".join(["python", "benchmarks/views.py", *(sys.argv[1:] if arguments is None else arguments)]),
         **asdict(setting),
         "images": "made: 640x480, JPEG quality 90" if options.images is None else options.images.name,
         "image_count": len(files),
         "mean_file_bytes": round(statistics.mean(files)),
         "mean_pixels": round(statistics.mean(h * w for h, w in sizes)),
         "bounds": {"worker": HOST_BOUND, "whole_path": PATH_BOUND},
-        "gpu": torch.cuda.get_device_name() if options.preset == "gpu" else None,
-        "processor": processor(),
-        "cores": os.cpu_count(),
+        **machine_of_preset(options.preset),
         "threads": 1,
-        "load_before": round(load, 2),
+        "load_before": load_before,
         **results,
-        "environment": {**environment(), **_versions("pillow")},
     }
-    make_folder(options.out.parent)
-    write_text(options.out, json.dumps(document, indent=2) + "\n")
-    print(f"written: {options.out}")
-
-
-def _versions(*names: str) -> dict[str, str]:
-    import importlib.metadata
-
-    return {name: importlib.metadata.version(name) for name in names}
+    write_record(options.out, "views", arguments, document, packages=["pillow"])
 
 
 if __name__ == "__main__":

@@ -1,27 +1,16 @@
 """The ablation script: what it plans, what it writes."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from polyscene.launch.pretrain_config import PretrainConfig, check_values
 from polyscene.runtime.config import load_config
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
-
 
 @pytest.fixture(scope="module")
-def ablation():
-    spec = importlib.util.spec_from_file_location("ablation", FILE)
-    module = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["ablation"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ablation"]
+def ablation(load_script):
+    return load_script("ablation")
 
 
 @pytest.fixture

@@ -1,23 +1,16 @@
 """The benchmark of balancing runs every strategy on the same network and images."""
 
 import argparse
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
 from polyscene.downstream.multitask.balancing.build import BALANCERS
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "balancing_cost.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("balancing_cost", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def benchmark(load_script):
+    return load_script("balancing_cost")
 
 
 def test_every_strategy_is_measured(benchmark, capsys):

@@ -1,8 +1,6 @@
 """Clothing Co-Parsing as a multi-task data set: the parts that clothes stand for, and the files."""
 
-import importlib.util
 import os
-import sys
 import tarfile
 from pathlib import Path
 
@@ -24,13 +22,8 @@ DATA = Path(os.environ.get("POLYSCENE_DATA", ROOT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="module")
-def ccp():
-    spec = importlib.util.spec_from_file_location("ccp300", ROOT / "benchmarks" / "ccp300.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ccp300"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["ccp300"]
+def ccp(load_script):
+    return load_script("ccp300")
 
 
 @pytest.fixture

@@ -1,32 +1,14 @@
 """The benchmark of the losses' memory compares ways that compute the same, and tells them apart."""
 
 import argparse
-import importlib.util
-import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "memory.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_memory", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses of the file look their module up here
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def benchmark(load_script):
+    return load_script("memory")
 
 
 @pytest.fixture
@@ -85,17 +67,14 @@ def test_a_way_that_did_not_fit_is_a_dash(benchmark):
     assert line.split()[-6:] == ["-", "0.002", "-", "1.3", "-", "-"]
 
 
-def test_what_is_written_and_that_memory_is_less(benchmark, tmp_path, capsys, monkeypatch):
+def test_what_is_written_and_that_memory_is_less(benchmark, run_main, monkeypatch):
     # In this process, which is quicker; matrices of this size are new memory wherever they are made.
     monkeypatch.setattr(benchmark, "peak_memory", benchmark._cpu_peak)
-    out = tmp_path / "results" / "memory.json"
     size = ["--batch-sizes", "64", "--queues", "40000", "--width", "8", "--no-step", "--chunk-mb", "4"]
-    benchmark.main([*size, "--rounds", "2", "--seconds", "0", "--threads", "1", "--out", str(out)])
-    assert "losses, 64 images, K 40000, C 8" in capsys.readouterr().out
-    found = json.loads(out.read_text())
-    assert found["command"].endswith(f"--out {out}")
+    words = [*size, "--rounds", "2", "--seconds", "0", "--threads", "1"]
+    shown, found = run_main(benchmark, words, {"gpu", "load_before"})
+    assert "losses, 64 images, K 40000, C 8" in shown
     assert (found["seed"], found["threads"], found["chunk_bytes"]) == (0, 1, 4 * 2**20)
-    assert found["environment"]["torch"] == torch.__version__.split("+")[0]
     (case,) = found["cases"]
     similarities = 64 * 5 * 40_000 * 4
     if case["peak_bytes"]["ours"] is not None:  # the system tells
@@ -114,16 +93,5 @@ def test_what_is_written_and_that_memory_is_less(benchmark, tmp_path, capsys, mo
         (["--preset", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
-def test_wrong_options_are_refused(benchmark, capsys, words, message):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.parse(words)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_preset_is_one_line(benchmark, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.parse(["--preset", "gpu"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_wrong_options_are_refused(benchmark, refusal, words, message):
+    assert message in refusal(benchmark.parse, words)

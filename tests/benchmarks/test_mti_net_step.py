@@ -1,36 +1,19 @@
 """The benchmark of MTI-Net's training step compares ways that compute the same."""
 
 import copy
-import importlib.util
-import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
 from polyscene.downstream.multitask.step import task_losses, weighted_sum
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "mti_net_step.py"
 SMALL = ["--size", "64", "64", "--batch-size", "2", "--rounds", "1", "--threads", "1"]
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_mti_net_step", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses of the file look their module up here
-    specification.loader.exec_module(module)
-    yield module
-    del sys.modules[specification.name]
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+def benchmark(load_script):
+    return load_script("mti_net_step")
 
 
 def prepared(benchmark, case, *words):
@@ -114,16 +97,13 @@ def test_memory_kept_for_the_backward_pass(benchmark):
     assert reference - joined < ours < reference
 
 
-def test_what_is_written(benchmark, tmp_path, capsys):
-    out = tmp_path / "results" / "step.json"
-    benchmark.main([*SMALL, "--cases", "hrnet18", "--rounds", "2", "--precision", "bf16", "--out", str(out)])
-    shown = capsys.readouterr().out
+def test_what_is_written(benchmark, run_main):
+    words = [*SMALL, "--cases", "hrnet18", "--rounds", "2", "--precision", "bf16"]
+    shown, found = run_main(benchmark, words, {"device", "load_before"})
     assert "whole step" in shown
     assert "losses, backward" in shown
-    found = json.loads(out.read_text())
     assert found["size"] == [64, 64]
     assert (found["batch_size"], found["rounds"], found["seed"], found["threads"]) == (2, 2, 0, 1)
-    assert found["environment"]["torch"] == torch.__version__.split("+")[0]
     (case,) = found["cases"]
     times = case["step_ms"]
     assert list(times) == list(benchmark.CONTESTANTS)
@@ -151,8 +131,5 @@ def test_median_and_ratio_leave_out_the_warm_up(benchmark):
         (["--out", "x", "--precision", "fp8"], "invalid choice: 'fp8'"),
     ],
 )
-def test_wrong_options_are_refused(benchmark, capsys, words, message):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.parse(words)
-    assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+def test_wrong_options_are_refused(benchmark, refusal, words, message):
+    assert message in refusal(benchmark.parse, words)

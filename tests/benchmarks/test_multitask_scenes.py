@@ -1,8 +1,6 @@
 """The multi-task benchmark script: what it plans, what it writes."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,17 +10,10 @@ from polyscene.launch.multitask_checks import check_values
 from polyscene.launch.multitask_config import MultitaskConfig
 from polyscene.runtime.config import load_config
 
-FILE = Path(__file__).resolve().parents[2] / "benchmarks" / "multitask_scenes.py"
-
 
 @pytest.fixture(scope="module")
-def scenes_script():
-    spec = importlib.util.spec_from_file_location("multitask_scenes", FILE)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["multitask_scenes"] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["multitask_scenes"]
+def scenes_script(load_script):
+    return load_script("multitask_scenes")
 
 
 @pytest.fixture

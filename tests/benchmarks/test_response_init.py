@@ -1,21 +1,14 @@
 """The benchmark of Response Initialization measures what it says, on a small network."""
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "response_init.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_response_init", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+def benchmark(load_script):
+    return load_script("response_init")
 
 
 @pytest.fixture
@@ -24,13 +17,9 @@ def options():
 
 
 def test_a_small_network(benchmark, options):
-    threads = torch.get_num_threads()
-    try:
-        weights = benchmark.random_weights("resnet10t", options)
-        seconds, moments = benchmark.timings(weights, "all", options)
-        errors = benchmark.feature_errors(weights, moments, "all", options)
-    finally:
-        torch.set_num_threads(threads)
+    weights = benchmark.random_weights("resnet10t", options)
+    seconds, moments = benchmark.timings(weights, "all", options)
+    errors = benchmark.feature_errors(weights, moments, "all", options)
     assert seconds["convolutions"] == len(moments) == 14
     assert len(seconds["ratio_of_rounds"]) == 2
     assert seconds["ratio"] == pytest.approx(sum(seconds["ratio_of_rounds"]) / 2, abs=1e-3)
@@ -51,7 +40,6 @@ def test_the_streams_are_the_images(benchmark, options):
 
 
 def test_what_the_streaming_process_prints(benchmark, options, monkeypatch, capsys):
-    threads = torch.get_num_threads()
     seen = []
     monkeypatch.setattr(
         "polyscene.downstream.multitask.rcm.moments.response_moments", lambda body, stream: seen.extend(stream)
@@ -59,9 +47,6 @@ def test_what_the_streaming_process_prints(benchmark, options, monkeypatch, caps
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # which the script sets
         monkeypatch.setenv(name, "1")
     monkeypatch.setattr("sys.argv", ["response_init.py", "--stream", "resnet10t:8", "--images", "5", "--size", "64"])
-    try:
-        benchmark.main()
-    finally:
-        torch.set_num_threads(threads)
+    benchmark.main()
     assert sum(len(batch) for batch in seen) == 40
     assert 50 < float(capsys.readouterr().out) < 50_000  # MB of this process

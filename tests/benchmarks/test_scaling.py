@@ -1,28 +1,14 @@
 """The benchmark of several processes: what it derives from times, and one small run of two processes."""
 
-import importlib.util
-import json
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
-
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_scaling", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses of the file look their module up here
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # the script imports its siblings
-        specification.loader.exec_module(module)
-    yield module
-    for name in (specification.name, "ratios"):
-        del sys.modules[name]
+def benchmark(load_script):
+    return load_script("scaling")
 
 
 def test_efficiency_and_shares(benchmark):
@@ -51,16 +37,15 @@ def test_only_the_first_process_works_alone(benchmark, main):
     assert world.barriers == 6
 
 
-def test_two_processes(benchmark, tmp_path, capsys):
-    out = tmp_path / "scaling.json"
+def test_two_processes(benchmark, run_main):
     words = ["--processes", "2", "--rounds", "1", "--steps", "1", "--batch-size", "4", "--queue", "32"]
-    benchmark.main([*words, "--sizes", "64", "32", "--out", str(out)])
-    document = json.loads(out.read_text())
+    words += ["--sizes", "64", "32"]
+    shown, document = run_main(benchmark, words, {"seed", "threads_a_process", "gpu", "load_before"})
     (result,) = document["results"]
     assert result["processes"] == 2
     assert [len(found) for found in result["step_ms_of_rounds"].values()] == [1, 1, 1]
     assert document["case"]["sizes"] == [64, 32]
-    assert "efficiency" in capsys.readouterr().out
+    assert "efficiency" in shown
 
 
 def test_processes_that_fail_end_it(benchmark, monkeypatch):
@@ -70,15 +55,5 @@ def test_processes_that_fail_end_it(benchmark, monkeypatch):
 
 
 @pytest.mark.parametrize("words", [["--processes", "1"], ["--processes", "100000"], ["--steps", "0"]])
-def test_options_that_cannot_be_are_refused(benchmark, words, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.parse(words)
-    assert words[0] in capsys.readouterr().err
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_preset_is_refused_in_one_line(benchmark, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(["--preset", "gpu"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+def test_options_that_cannot_be_are_refused(benchmark, refusal, words):
+    assert words[0] in refusal(benchmark.parse, words)

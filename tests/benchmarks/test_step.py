@@ -1,10 +1,7 @@
 """The benchmark of the training step: contestants that compute the same, parts that add up, work that is counted."""
 
-import importlib.util
-import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,31 +10,17 @@ from torch import nn
 
 pytest.importorskip("lightly")
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "step.py"
-SIBLINGS = ("lightly_moco", "ratios", "roofline")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def benchmark():
-    specification = importlib.util.spec_from_file_location("benchmark_step", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module  # dataclasses of the file look their module up here
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SCRIPT.parent)  # the script imports its siblings, one of them late
-        specification.loader.exec_module(module)
-        yield module
-    for name in (specification.name, *SIBLINGS):
-        sys.modules.pop(name, None)
+def benchmark(load_script):
+    return load_script("step")
 
 
 @pytest.fixture(autouse=True)
-def process_as_before(benchmark, monkeypatch):
-    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: True)
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_rng_state(state)
+def memory_is_given_back(benchmark, monkeypatch):
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: True)  # cannot be undone; later tests measure memory
 
 
 @pytest.fixture
@@ -168,34 +151,30 @@ def test_ratios_are_those_within_rounds(benchmark):
     assert found == {"lightly": {"median": 2.0, "quartiles": [1.75, 2.5]}}
 
 
-def test_everything_is_written(benchmark, tmp_path, capsys):
-    out = tmp_path / "step.json"
+def test_everything_is_written(benchmark, run_main):
     words = ["--cases", "r18_16_short_queue", "--batch-size", "4", "--queue", "64", "--sizes", "64", "32"]
-    benchmark.main([*words, "--rounds", "2", "--threads", "1", "--seed", "3", "--out", str(out)])
-    document = json.loads(out.read_text())
+    words += ["--rounds", "2", "--threads", "1", "--seed", "3"]
+    shown, document = run_main(benchmark, words, {"threads", "gpu", "load_before"})
     case = document["cases"]["r18_16_short_queue"]
     assert case["batch_size"] == 4
     assert set(case["ratio"]) == set(case["processor_ratio"]) == {"lightly", "lightly, channels last"}
     assert [len(found) for found in case["step_ms_of_rounds"].values()] == [2, 2, 2]
     assert case["roofline"]["bound_ms"] > 0
-    assert document["command"].endswith(f"--seed 3 --out {out}")
-    assert {"torch", "lightly", "commit"} <= set(document["environment"])
-    assert {"date", "processor", "cores", "threads", "seed", "gpu"} <= set(document)
-    shown = capsys.readouterr().out
+    assert document["seed"] == 3
+    assert "lightly" in document["environment"]
     assert "queries, forward" in shown
     assert "GFLOP/s" in shown
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_its_preset_is_refused_in_one_line(benchmark, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        benchmark.main(["--preset", "gpu"])
-    assert stopped.value.code == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_without_lightly_there_is_one_line(benchmark, refusal, monkeypatch, preset):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "lightly", None)
+    said = refusal(benchmark.main, ["--preset", preset])
+    assert said.startswith("lightly, ")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("words", [["--rounds", "0"], ["--cases", "r50_256"], ["--sizes", "64", "16"]])
-def test_options_that_cannot_be_are_refused(benchmark, words, capsys):
-    with pytest.raises(SystemExit):
-        benchmark.parse(words)
-    assert words[0] in capsys.readouterr().err
+def test_options_that_cannot_be_are_refused(benchmark, refusal, words):
+    assert words[0] in refusal(benchmark.parse, words)
