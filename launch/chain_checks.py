@@ -12,6 +12,7 @@ from polyscene.runtime.run import read_run_config
 
 from .chain_config import Chain, Step
 from .cluster.command_line import CommandLine, check_processes
+from .pretrain_config import PretrainConfig, run_values
 
 # Where every command keeps the keys that may differ when its run is continued.
 _HARMLESS = {
@@ -97,7 +98,8 @@ def _check_config(command: CommandLine) -> None:
         ignored += ("seed", "seeds") if config.seeds is not None else ()
         # The run records the options of the model that it adds to.
         ignored += ("model",) if config.model.base is not None else ()
-    changed = differences(read_run_config(command.run), to_dict(config), ignore=ignored)
+    kept = run_values(config) if isinstance(config, PretrainConfig) else to_dict(config)
+    changed = differences(read_run_config(command.run), kept, ignore=ignored)
     if changed:
         raise UserError(
             f"'{command.run}' holds a run with another config ({'; '.join(changed[:3])}); name another out, or "

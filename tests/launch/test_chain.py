@@ -247,6 +247,19 @@ def test_a_run_of_another_config_is_refused_at_once(chain_file, polyscene, jobs)
 # ---------------------------------------------------------------------------------------------- what is finished
 
 
+@pytest.mark.parametrize("more", [(), ("data.cache=memory",)])
+def test_a_pretraining_that_was_begun_goes_on(chain_file, polyscene, words, more):
+    """What a real run keeps of its config is what the chain compares with."""
+    command = words("runs/ssl", "model.backbone=resnet10t", *more)
+    assert polyscene(*command, "max_steps=1")[0] == 0
+    code, _, err = polyscene("chain", chain_file({"ssl": (" ".join(map(str, command)),)}), "--dry-run")
+    assert code == 0, err
+    other = chain_file({"ssl": (" ".join(map(str, [*command, "data.cache_side=96", "data.cache=disk"])),)})
+    code, _, err = polyscene("chain", other, "--dry-run")
+    assert code == 2
+    assert "steps.ssl: 'runs/ssl' holds a run with another config (data.cache_side: " in err
+
+
 def test_what_says_that_a_command_is_finished(here):
     for words in (
         ["scenes", "s"],
