@@ -2,10 +2,9 @@
 
     python benchmarks/mti_net_step.py [--cases hrnet18 ...] [--size 480 640] [--batch-size 8] [--device cuda]
 
-The reference is section 5.2 of the thesis word by word: every task's module one after another, maps resized and
-concatenated before the 1x1 convolution that joins the scales, `F.cross_entropy` of the resized logits. It runs over the
-project's own modules, so that parameters, backbone and optimiser are the same. A step is forward pass, the losses of
-all outputs (resized to the labels), backward pass and Adam.
+The reference, `mti_net_reference.py`, is section 5.2 of the thesis word by word. It runs over the project's own
+modules, so that parameters, backbone and optimiser are the same. A step is forward pass, the losses of all outputs
+(resized to the labels), backward pass and Adam.
 
 In one process, in alternation, from equal states: ours, the reference in the same memory layout (channels last), and
 the reference in torch's default layout. What counts is the median over the rounds, and the ratio of ours to the faster
@@ -30,6 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from mti_net_reference import reference_losses, reference_outputs
+from ratios import turned
 from record import check_least, load, machine, make_parser, write_record
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +38,6 @@ from torch.nn import functional as F
 from polyscene.downstream.multitask.models.base import Outputs
 from polyscene.downstream.multitask.mti_net.backbones import random_backbone
 from polyscene.downstream.multitask.mti_net.build import MultiScaleOptions, build_multi_scale_model
-from polyscene.downstream.multitask.mti_net.fpm import FeaturePropagation
 from polyscene.downstream.multitask.mti_net.mti_net import MTINet
 from polyscene.downstream.multitask.optimizers import make_optimizer
 from polyscene.downstream.multitask.step import task_losses, weighted_sum
@@ -55,7 +55,6 @@ BOUND = 1.2
 PRECISIONS = ("fp32", "bf16")
 TOLERANCE = 1e-6
 """Of losses, gradients and statistics in double precision, relative; the outputs are float32."""
-_IGNORED = 255
 
 
 @dataclass
@@ -103,64 +102,9 @@ def our_outputs(model: MTINet, maps: Sequence[Tensor], size: tuple[int, int]) ->
     return Outputs({task: model.heads(distilled[task], task, size) for task in model.tasks}, deep)
 
 
-def reference_outputs(model: MTINet, maps: Sequence[Tensor], size: tuple[int, int]) -> Outputs:
-    """The decoder as figure 5.4 shows it: from the coarsest scale to the finest, task by task."""
-    distilled: dict[str, list[Tensor]] = {task: [] for task in model.tasks}
-    deep: list[dict[str, Tensor]] = []
-    carried = None
-    for scale, image_map in zip(reversed(model.scales.values()), reversed(maps)):
-        features = {}
-        for task, refine in scale.front_end.refine.items():
-            x = image_map
-            if carried is not None:
-                x = torch.cat([x, _resize(carried[task], x.shape[-2:])], dim=1)
-            features[task] = refine(x)
-        deep.insert(0, {task: layer(features[task]) for task, layer in scale.front_end.prediction.items()})
-        carried = None if scale.propagation is None else reference_propagation(scale.propagation, features)
-        for task in model.tasks:
-            x = features[task]
-            for other, attention in scale.distillation.tasks[task].items():
-                x = x + torch.sigmoid(attention.mask(features[other])) * attention.transform(features[other])
-            distilled[task].insert(0, x)
-    final = {}
-    for task in model.tasks:
-        head, finest = model.heads.tasks[task], distilled[task][0].shape[-2:]
-        joined = torch.cat([_resize(x, finest) for x in distilled[task]], dim=1)
-        fused = torch.relu(head.fuse.join.norm(head.fuse.join.convolution(joined)))
-        final[task] = _resize(head.prediction(fused), size)
-    return Outputs(final, tuple(deep))
-
-
-def reference_propagation(module: FeaturePropagation, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Figure 5.5: harmonisation, softmax over the tasks, squeeze-and-excitation and a residual for every task."""
-    joined = torch.cat(list(features.values()), dim=1)
-    scores = module.attention(joined).unflatten(1, (len(features), -1))
-    shared = module.reduce(joined * torch.softmax(scores, dim=1).flatten(1, 2))
-    return {task: features[task] + gate(shared) for task, gate in module.gates.items()}
-
-
 def our_losses(outputs: Outputs, targets: Mapping[str, Target], specs: Mapping[str, TaskSpec]) -> Tensor:
     """The project's losses, all with weight 1."""
     return weighted_sum(task_losses(outputs, targets, specs), dict.fromkeys(specs, 1.0))
-
-
-def reference_losses(outputs: Outputs, targets: Mapping[str, Target], specs: Mapping[str, TaskSpec]) -> Tensor:
-    """Cross-entropy as torch has it; the project's functions where torch has none."""
-    total = torch.zeros((), device=next(iter(targets.values())).values.device)
-    for level in (outputs.final, *outputs.deep):
-        for task, output in level.items():
-            values, valid = targets[task]
-            resized = _resize(output.float(), valid.shape[-2:])
-            if task == "segmentation":
-                labels = values.masked_fill(~valid, _IGNORED)
-                total = total + F.cross_entropy(resized, labels, ignore_index=_IGNORED)
-            else:
-                total = total + specs[task].loss(resized, values, valid)
-    return total
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)
 
 
 CONTESTANTS = {
@@ -357,7 +301,7 @@ def measure(case: str, options: argparse.Namespace) -> dict:
     processor_time: dict[str, list[float]] = {name: [] for name in ways}
     parts: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     for number in range(options.rounds + 1):
-        names = list(ways)[number % len(ways) :] + list(ways)[: number % len(ways)]
+        names = turned(ways, number)
         for name in names:
             clock, used = _Clock(data.images.device), time.process_time()
             step(ways[name], data)

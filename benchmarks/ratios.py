@@ -15,6 +15,12 @@ def spread(ratios: list[float]) -> dict[str, float | list[float]]:
     return {"median": round(statistics.median(ratios), 3), "quartiles": [round(first, 3), round(third, 3)]}
 
 
+def shown(found: dict, unit: str = "x") -> str:
+    """A `spread` as a cell of a table."""
+    first, third = found["quartiles"]
+    return f"{found['median']:.2f}{unit} ({first:.2f}-{third:.2f})"
+
+
 def turned(names: Iterable[str], number: int) -> list[str]:
     """The contestants in the order of a round: each begins once."""
     names = list(names)

@@ -34,7 +34,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from ratios import spread, turned
+from ratios import shown, spread, turned
 from record import add_sizes, check_sizes, load, machine_of_preset, make_preset_parser, parse_preset, write_record
 from rich.console import Console
 from rich.table import Table
@@ -152,20 +152,15 @@ def table(case: Case, results: list[dict]) -> Table:
     """A row for each number of processes."""
     large, small = case.sizes
     title = f"{case.arch}, {case.batch_size} images of 2 x {large} + 4 x {small} pixels a process, {case.precision}"
-    shown = Table(title=title)
+    table = Table(title=title)
     columns = ("processes", *(f"{way}, images/s" for way in WAYS), "efficiency", "by sharing the machine")
     for column in (*columns, "communication share"):
-        shown.add_column(column, justify="right")
+        table.add_column(column, justify="right")
     for result in results:
         rates = (f"{rate:,.1f}" for rate in result["images_per_second"].values())
         shares = (result[key] for key in ("efficiency", "by_sharing_the_machine", "communication_share"))
-        shown.add_row(str(result["processes"]), *rates, *map(_shown, shares))
-    return shown
-
-
-def _shown(found: dict) -> str:
-    first, third = found["quartiles"]
-    return f"{found['median']:.2f} ({first:.2f}-{third:.2f})"
+        table.add_row(str(result["processes"]), *rates, *(shown(share, unit="") for share in shares))
+    return table
 
 
 def _words(case: Case, options: argparse.Namespace) -> list[str]:

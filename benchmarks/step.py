@@ -32,7 +32,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from ratios import spread, turned
+from ratios import shown, spread, turned
 from record import (
     add_sizes,
     add_threads,
@@ -324,7 +324,7 @@ def tables(name: str, case: Case, found: dict) -> list[Table]:
         table.add_column(column, justify="left" if column == "ms" else "right")
     table.add_row("whole step", *(f"{found['step_ms'][each]:.1f}" for each in case.contestants))
     for kind, label in (("ratio", "ours is quicker by"), ("processor_ratio", "by processor time")):
-        table.add_row(label, "", *(_shown(found[kind][each]) for each in case.contestants[1:]))
+        table.add_row(label, "", *(shown(found[kind][each]) for each in case.contestants[1:]))
     table.add_section()
     for part in found["parts_ms"][case.contestants[0]]:
         table.add_row(part, *(f"{found['parts_ms'][each].get(part, 0):.1f}" for each in case.contestants))
@@ -337,11 +337,6 @@ def tables(name: str, case: Case, found: dict) -> list[Table]:
     bound.add_row("memory", moved, f"{line['gbyte_per_second']:,.1f} GB/s", f"{line['memory_ms']:.1f}")
     bound.add_row("bound", "", f"{line['bound_over_step']:.0%} of the step", f"{line['bound_ms']:.1f}")
     return [table, bound]
-
-
-def _shown(ratio: dict) -> str:
-    first, third = ratio["quartiles"]
-    return f"{ratio['median']:.2f}x ({first:.2f}-{third:.2f})"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -38,7 +38,7 @@ from pathlib import Path
 import torch
 from photos import write_photos
 from published_views import seed_everything
-from ratios import spread, turned
+from ratios import shown, spread, turned
 from record import check_images, load, machine_of_preset, make_preset_parser, parse_preset, write_record
 from rich.console import Console
 from rich.table import Table
@@ -151,7 +151,7 @@ def tables(results: dict) -> list[Table]:
         for a in AUGMENTATIONS:
             values = (device[key][a] for key in ("images_per_second", "ms_a_batch", "launch_ms_a_batch"))
             table.add_row(a, *(f"{value:,.1f}" for value in values))
-        table.add_row("mix / standard", "", _shown(device["mix_over_standard"]), "")
+        table.add_row("mix / standard", "", shown(device["mix_over_standard"]), "")
         found.append(table)
     return found
 
@@ -164,16 +164,11 @@ def _rate_table(title: str, found: dict[str, dict], wall: dict[str, dict] | None
         table.add_column(column, justify="right" if column else "left")
     for name, each in found.items():
         ratios = each.get("ratio_to", {})
-        cells = [_shown(ratios[other]) if other in ratios else "" for other in references]
+        cells = [shown(ratios[other]) if other in ratios else "" for other in references]
         if wall:
             cells.append(" ".join(f"{x['median']:.2f}x" for x in wall[name].get("ratio_to", {}).values()))
         table.add_row(name, f"{each['ms_an_image']:.3f}", f"{each['images_per_second']:,.0f}", *cells)
     return table
-
-
-def _shown(ratio: dict) -> str:
-    first, third = ratio["quartiles"]
-    return f"{ratio['median']:.2f}x ({first:.2f}-{third:.2f})"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
