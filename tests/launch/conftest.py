@@ -1,15 +1,22 @@
-"""A miniature data set, a command-line runner, and the words of a run that takes seconds."""
+"""A miniature data set, a command-line runner, the words of a run that takes seconds, and chains without real jobs."""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from polyscene.launch import cli
+from polyscene.launch.cluster import submission
+
+sys.path.insert(0, str(Path(__file__).parent / "workers"))
+
+from chain_jobs import DIAMOND, Jobs
 
 
 def draw(path, seed, size=(48, 40)):
@@ -206,3 +213,46 @@ def run_command(*arguments):
         assert not stop.value.code
     finally:
         sys.argv = before
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working folder with nothing but a folder of images."""
+    monkeypatch.chdir(tmp_path)
+    Path("images/a").mkdir(parents=True)
+    Path("images/a/1.jpg").touch()
+    return tmp_path
+
+
+@pytest.fixture
+def chain_file(here):
+    """``chain_file(steps, **keys)``: a chain of ``name: (command, *after)``."""
+
+    def make(steps, **keys):
+        steps = {name: {"command": command, "after": list(after)} for name, (command, *after) in steps.items()}
+        Path("chain.yaml").write_text(yaml.safe_dump({"out": "runs", "steps": steps, **keys}))
+        return "chain.yaml"
+
+    return make
+
+
+@pytest.fixture
+def jobs(monkeypatch):
+    """Jobs of this process in place of those that a chain submits."""
+    made = Jobs()
+    monkeypatch.setattr(submission, "submit_commands", made)
+    return made
+
+
+@pytest.fixture
+def refused(chain_file, polyscene, jobs):
+    """``refused(*changes)``: the one line that refuses the chain of four steps before anything is started."""
+
+    def run(*changes):
+        code, out, err = polyscene("chain", chain_file(DIAMOND, vars={"size": 3}), *changes)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert jobs.started == []
+        assert not Path("runs").exists()
+        return err
+
+    return run
