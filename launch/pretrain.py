@@ -64,7 +64,7 @@ def _pretrain(config: PretrainConfig, world: World) -> int:
     world.barrier()
     console = Console(stderr=True, highlight=False, quiet=not world.is_main)
     run = RunDirectory(Path(config.out), main=world.is_main, console=console, tensorboard=config.log.tensorboard)
-    if images is None or _finished(run.path, schedule):
+    if images is None:
         run.log(f"'{run.path}' is already finished ({schedule.end_step} steps); overwrite=true starts afresh")
         return 0
     for line in describe_run(config, source, schedule, norm.kind, norm.group, world):

@@ -54,12 +54,20 @@ def read_image(path: str | os.PathLike[str]) -> Tensor:
     Raises:
         UnreadableImage: the file cannot be opened, or is not a whole image of a known format.
     """
+    return decode_image(read_file(path), os.fspath(path))
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of an image file.
+
+    Raises:
+        UnreadableImage: it cannot be opened or read.
+    """
     try:
         with open(path, "rb") as file:
-            data = file.read()
+            return file.read()
     except OSError as error:
         raise UnreadableImage(os.fspath(path), error.strerror or str(error)) from error
-    return decode_image(data, os.fspath(path))
 
 
 def decode_image(data: bytes, name: str) -> Tensor:

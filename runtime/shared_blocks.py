@@ -43,8 +43,7 @@ class SharedBlocks:
             # As torch's own collation does: sharing a finished tensor would copy it once more.
             block = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(whole))
             _footer(block)[: len(_MARK)] = torch.frombuffer(bytearray(_MARK), dtype=torch.uint8)
-            small = {id(other) for other in free}
-            self._blocks = [other for other in self._blocks if id(other) not in small]
+            self._blocks = [other for other in self._blocks if _footer(other)[-1]]  # the free ones are too small
             if len(self._blocks) < MOST:
                 self._blocks.append(block)
         _footer(block)[-1] = 1

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from polyscene.runtime.errors import UserError
-from polyscene.runtime.images import MAX_PIXELS, UnreadableImage, decode_image
+from polyscene.runtime.images import MAX_PIXELS, decode_image, read_file
 from polyscene.runtime.transport import shared_buffer
 
 from .batches import ImageBatch
@@ -50,10 +50,7 @@ class EncodedReader(ImageReader):
     def read(self, index: int) -> Encoded | Tensor:
         """The file's content, or the image (3, H, W) uint8 where the host had to decode it."""
         path = self.source.path(index)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise UnreadableImage(str(path), error.strerror or str(error)) from error
+        data = read_file(path)
         size = _ordinary_size(data)
         return decode_image(data, str(path)) if size is None else Encoded(data, *size)
 
