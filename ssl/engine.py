@@ -144,7 +144,14 @@ class _Pretraining(Training[ImageBatch]):
         # A host-side message only where something is wrong somewhere.
         if self.world.maximum(len(batch.unreadable)):
             found = [item for items in self.world.gather_objects(batch.unreadable) for item in items]
+            first = not self.unreadable
             self.unreadable.add(found)
+            if first:
+                name, reason = found[0][1].split("\t")
+                self.run.warn(
+                    f"'{name}' cannot be decoded ({reason}): another image takes its place, as for all that are listed "
+                    f"in '{self.unreadable.path}'"
+                )
 
     def window_metrics(self) -> dict[str, float]:
         self.settle()  # no numbers of a loss that is not finite

@@ -65,6 +65,10 @@ def test_unreadable_images_are_replaced_listed_and_end_the_run_past_their_share(
     assert code == 0, err
     listed = (tmp_path / "run" / "unreadable_images.txt").read_text().splitlines()
     assert sorted(line.split("\t")[0] for line in listed) == ["05.jpg", "17.jpg"]
+    name, reason = listed[0].split("\t")
+    assert err.count("cannot be decoded") == 1, "said at the first one only"
+    assert f"warning: '{name}' cannot be decoded ({reason}): another image takes its place" in err
+    assert f"warning: 2 of 24 images could not be decoded; see '{tmp_path / 'run' / 'unreadable_images.txt'}'" in err
     code, _, err = polyscene(*words(tmp_path / "strict", data))
     assert code == 2
     assert "of 24 images" in err
