@@ -227,10 +227,10 @@ def queue_warnings(config: PretrainConfig, images: int) -> list[str]:
     """What is doubtful about the queue's size for this many images."""
     if config.model.queue <= images // 2:
         return []
-    better = max(config.batch_size, 2 ** int(np.log2(max(images / 4, 1))))
+    fits = images // 2 // config.batch_size * config.batch_size
     return [
         f"model.queue={config.model.queue} is larger than half of the {images} images: an image's own key of the last "
-        f"epoch becomes a negative; model.queue={better} would fit"
+        "epoch becomes a negative; " + (f"model.queue={fits} would fit" if fits else "lower batch_size and model.queue")
     ]
 
 

@@ -158,7 +158,7 @@ def read_results(path: Path) -> Evaluation:
 
 def results_table(evaluation: Evaluation) -> Table:
     """The measured backbone, its baselines, chance and the published rows, a column a metric."""
-    table = Table(title=evaluation.title)
+    table = Table(title=evaluation.title, min_width=len(evaluation.title))  # else a title is broken into lines
     table.add_column("backbone")
     for metric in evaluation.metrics:
         table.add_column(metric.label, justify="right")

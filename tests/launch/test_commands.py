@@ -14,6 +14,7 @@ def test_check_passes_on_a_miniature_coco(tmp_path, polyscene, draw):
     assert "260" in out
     assert "no problem found" in err
     assert "model.queue=65536 is larger than half of the 260 images" in err
+    assert "negative; lower batch_size and model.queue" in err
     assert "small crops that miss 'overlap'" in out
 
 

@@ -6,7 +6,10 @@ import torch
 import yaml
 from PIL import Image
 
+from polyscene.launch.pretrain import queue_warnings
+from polyscene.launch.pretrain_config import PretrainConfig
 from polyscene.runtime.checkpoint import list_checkpoints, read_checkpoint
+from polyscene.runtime.config import load_config
 from polyscene.runtime.weights import load_backbone, read_weights
 from polyscene.ssl.moco.encoder import create_backbone
 
@@ -74,6 +77,14 @@ def test_unreadable_images_are_replaced_listed_and_end_the_run_past_their_share(
     assert "of 24 images" in err
     assert "data.max_unreadable" in err
     assert len(err.strip().splitlines()[-1]) == len(err.strip().splitlines()[-1].strip())
+
+
+def test_a_queue_that_holds_keys_of_the_last_epoch_is_doubted():
+    config = load_config(PretrainConfig, "pretrain/quickstart")
+    assert queue_warnings(config, 480) == [], "the demo warns of itself"
+    assert queue_warnings(config, 2 * config.model.queue) == []
+    (warning,) = queue_warnings(config, 2 * config.model.queue - 1)
+    assert warning.endswith("model.queue=160 would fit"), "the next multiple of 32 images"
 
 
 def test_a_loss_that_explodes_stops_the_run_and_leaves_a_reproducing_batch(tmp_path, words, polyscene):
