@@ -15,7 +15,7 @@ images in the same order. Delta is the mean relative gain over the single-task m
 seed; above 0 is better.
 
 The sweep is a folder of ordinary runs. Stop it at any moment; the same command continues it. Whatever is finished is
-read, not repeated. Another --iterations needs another --out.
+read, not repeated. Another --iterations or --lr needs another --out.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ COMMON = {
     "batch_size": 8,
     "data": {"kind": "nyud", "max_val": 40, "workers": 0},
     "augmentation": {"recipe": "mti_net_nyud", "size": [96, 128]},
-    "optim": {"kind": "adam", "lr": 0.005},
+    "optim": {"kind": "adam"},
     "evaluate": {"stretch": [96, 128], "pictures": 2},
     "checkpoint": {"every_minutes": 1},
     "log": {"every": 25, "tensorboard": False},
@@ -231,6 +231,7 @@ class Sweep:
             f"weights={self.inits[init]}",
             f"seed={seed}",
             f"iterations={self.options.iterations}",
+            f"optim.lr={self.options.lr}",
             f"data.root={self.scenes / 'NYUD_MT'}",
             *self.study.models[model].words,
         ]
@@ -312,6 +313,7 @@ class Sweep:
         description = {
             "study": study.name,
             "iterations": self.options.iterations,
+            "learning_rate": self.options.lr,
             "seeds": self.options.seeds,
             "config": self.config(),
             "models": {name: list(model.words) for name, model in study.models.items()},
@@ -406,6 +408,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--init", action="append", default=[], metavar="NAME=WEIGHTS", help="one more initialisation")
     parser.add_argument("--arch", default="resnet10t", help="of random weights; that of the pretrained backbone")
     parser.add_argument("--iterations", type=int, help="steps of a run; 200 for encoder, 150 for the others")
+    parser.add_argument("--lr", type=float, default=0.005, help="learning rate of Adam; %(default)s")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--out", help="folder of the runs; runs/multitask_STUDY")
     parser.add_argument("--json", help="file for all numbers; benchmarks/results/multitask_STUDY.json")

@@ -50,6 +50,19 @@ def test_all_runs_have_valid_configs_of_equal_length(scenes_script, tmp_path, st
     assert len(models) == len(sweep.study.models)
 
 
+def test_steps_and_rate_are_those_asked_for(scenes_script, tmp_path):
+    options = ["interaction", "--iterations", "600", "--lr", "0.002", "--seeds", "0"]
+    sweep = scenes_script.Sweep(scenes_script.parse([*options, "--out", str(tmp_path), "--json", str(tmp_path / "j")]))
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(sweep.config()))
+    config = load_config(MultitaskConfig, str(path), sweep.words("SSL", "mti_net", 0))
+    assert (config.iterations, config.optim.lr) == (600, 0.002)
+    finish(sweep, "SSL", "mti_net", 0, 0.2, 1.0)
+    sweep.report()
+    record = json.loads((tmp_path / "j").read_text())
+    assert (record["iterations"], record["learning_rate"]) == (600, 0.002)
+
+
 def test_another_initialisation_can_be_added(scenes_script, tmp_path):
     sweep = scenes_script.Sweep(scenes_script.parse(["encoder", "--init", "supervised=a=b.pt", "--pretrained", "mine"]))
     assert sweep.inits == {"random": "random", "SSL": "mine", "supervised": "a=b.pt"}
