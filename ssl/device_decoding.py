@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -86,8 +87,10 @@ class DeviceDecoder:
 
     def __init__(self, device: torch.device, decode: Decode = decode_on_gpu):
         self.device, self.decode = device, decode
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         try:
-            decode([_example()], device)
+            with self._apart():
+                decode([_example()], device)
         except (RuntimeError, ImportError) as error:
             raise UserError(
                 f"data.decode=device: {device} does not decode JPEG ({str(error).strip().splitlines()[0]}); "
@@ -95,7 +98,29 @@ class DeviceDecoder:
             ) from error
 
     def __call__(self, batch: ImageBatch, from_files: Callable[[int], ImageBatch]) -> ImageBatch:
-        """The batch with decoded pixels on the device; it is on the host if the host had to make it."""
+        """The batch with decoded pixels on the device, ready for any stream; on the host if the host had to make it."""
+        with self._apart():
+            decoded = self._decoded(batch)
+        return from_files(batch.step) if decoded is None else decoded
+
+    @contextmanager
+    def _apart(self) -> Iterator[None]:
+        """A stream of its own for decoding, with memory of its own; at the end everything is done.
+
+        nvJPEG writes at once into the memory that it is given, while on another stream the step before may still read
+        what was there. And whoever uses the pixels has a stream that waits neither for this one nor for the step's.
+        """
+        if self._stream is None:
+            yield
+            return
+        try:
+            with torch.cuda.stream(self._stream):
+                yield
+        finally:
+            self._stream.synchronize()
+
+    def _decoded(self, batch: ImageBatch) -> ImageBatch | None:
+        """None if the device refuses a file."""
         starts, lengths, sizes = batch.starts.tolist(), batch.encoded.tolist(), batch.sizes.tolist()
         files = [batch.pixels[start : start + length] for start, length in zip(starts, lengths) if length]
         try:
@@ -103,7 +128,7 @@ class DeviceDecoder:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            return from_files(batch.step)
+            return None
         pixels = torch.empty(3 * sum(h * w for h, w in sizes), dtype=torch.uint8, device=self.device)
         finished = replace(batch, pixels=pixels, starts=None, encoded=None)
         for place, start, length, (height, width) in zip(finished.images(), starts, lengths, sizes):
@@ -112,7 +137,7 @@ class DeviceDecoder:
             else:
                 image = batch.pixels[start : start + 3 * height * width].view(height, width, 3).permute(2, 0, 1)
             if image.shape != place.shape:  # another size than the header said
-                return from_files(batch.step)
+                return None
             place.copy_(image, non_blocking=True)
         return finished
 

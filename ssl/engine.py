@@ -134,7 +134,7 @@ class _Pretraining(Training[ImageBatch]):
             views = render_views(moved.images(), moved.params, self.views, self.world.device)
             return views if moved.labels is None else [*views, moved.labels]
 
-        views = list(self.side.run(work))
+        views = list(self.side.run(work, reads=[batch.pixels]))
         labels = None if batch.labels is None else views.pop()
         return views, labels
 

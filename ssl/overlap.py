@@ -28,10 +28,19 @@ class SideStream:
             # The work may read what was made before the first step.
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
-    def run(self, work: Callable[[], Sequence[Tensor]]) -> Sequence[Tensor]:
-        """The tensors that ``work`` makes, for use on the current stream."""
+    def run(self, work: Callable[[], Sequence[Tensor]], reads: Sequence[Tensor] = ()) -> Sequence[Tensor]:
+        """The tensors that ``work`` makes, for use on the current stream.
+
+        Args:
+            work: launches it all, and does not wait for what was launched elsewhere.
+            reads: what it reads of the device's memory that was written, finished, by another stream. The memory stays
+                theirs until the work is done, even if the host forgets them before.
+        """
         if self._stream is None:
             return work()
+        for tensor in reads:
+            if tensor.is_cuda:
+                tensor.record_stream(self._stream)
         current = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             made = work()

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -132,6 +133,61 @@ def test_what_the_device_refuses_the_host_makes(photos):
             assert torch.equal(batch.shown, same.shown)
 
 
+@pytest.fixture
+def gpu_log(monkeypatch):
+    """What happens on which stream of a GPU, which stands on the host."""
+    log, entered, memory = [], ["main"], torch.empty
+
+    class Stream:
+        def __init__(self, device):
+            pass
+
+        def synchronize(self):
+            log.append(f"own stream done, now on {entered[-1]}")
+
+    @contextmanager
+    def enter(stream):
+        entered.append("own")
+        yield
+        entered.pop()
+
+    def empty(*size, device=None, **more):
+        if device is not None:
+            log.append(f"memory on {entered[-1]}")
+        return memory(*size, **more)
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    monkeypatch.setattr(torch, "empty", empty)
+    return lambda what: log.append(f"{what} on {entered[-1]}"), log
+
+
+@pytest.mark.parametrize("fault", ["", "files", "sizes"])
+def test_on_a_gpu_decoding_has_a_stream_and_memory_of_its_own_and_is_done_at_the_end(photos, gpu_log, fault):
+    """The step before may still read memory of other streams, and nvJPEG writes without waiting for it."""
+    note, log = gpu_log
+
+    def decode(files, device):
+        note("decoding")
+        if fault == "files" and len(files) > 1:
+            raise RuntimeError("bad bitstream")
+        return [image[:, 1:] if fault else image for image in HostDecoder()(files, CPU)]
+
+    decoder, done = DeviceDecoder(torch.device("cuda"), decode), "own stream done, now on main"
+    assert log == ["decoding on own", done]
+    (batch,) = batches_of(photos, end=1, supply=ImageSupply(EncodedReader(photos)))
+    log.clear()
+    decoder(batch, lambda step: note("files"))
+    assert (
+        log
+        == {
+            "": ["decoding on own", "memory on own", done],
+            "files": ["decoding on own", done, "files on main"],
+            "sizes": ["decoding on own", "memory on own", done, "files on main"],
+        }[fault]
+    )
+
+
 def test_a_full_device_is_not_the_fault_of_an_image(photos):
     def full(files, device):
         if len(files) > 1:
@@ -168,3 +224,21 @@ def test_on_a_gpu(photos):
         assert batch.pixels.is_cuda
         difference = (batch.pixels.cpu().int() - same.pixels.int()).abs().float()
         assert difference.mean() < 2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_decoding_does_not_touch_what_a_busy_stream_still_reads(photos):
+    device = torch.device("cuda")
+    decoder = DeviceDecoder(device)
+    (batch,) = batches_of(photos, end=1, supply=ImageSupply(EncodedReader(photos)))
+    expected = decoder(batch, None).pixels.cpu()
+    read = [torch.full((3, h, w), 7, dtype=torch.uint8, device=device) for h, w in batch.sizes.tolist() * 8]
+    total = sum(image.numel() for image in read)
+    torch.cuda._sleep(1_000_000_000)  # half a second of a step
+    sums = torch.stack([image.sum() for image in read])
+    del read
+    pixels = decoder(batch, None).pixels
+    with torch.cuda.stream(torch.cuda.Stream(device)):  # as the views are rendered
+        found = pixels.cpu()
+    assert int(sums.sum()) == 7 * total
+    assert torch.equal(found, expected)

@@ -126,6 +126,19 @@ def test_a_batch_is_fetched_when_the_step_before_is_done(source, tmp_path, monke
     assert events == ["fetch", "render", "step"] * 3
 
 
+def test_pixels_that_lie_on_a_gpu_are_kept_until_they_are_rendered(source, tmp_path, monkeypatch):
+    _, _, go = make(source, tmp_path / "run", end_step=3)
+    given, kept = [], []
+
+    def run(side, work, reads):
+        kept.extend(reads)
+        return work()
+
+    monkeypatch.setattr(engine.SideStream, "run", run)
+    assert go(watch=lambda batches: (given.append(batch.pixels) or batch for batch in batches))
+    assert [id(pixels) for pixels in kept] == [id(pixels) for pixels in given]
+
+
 def test_what_is_fetched_at_a_stop_was_trained_on(source, tmp_path):
     state, _, go = make(source, tmp_path / "run")
     stop, fetched = StopRequest(), []

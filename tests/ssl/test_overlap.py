@@ -35,6 +35,8 @@ class StandIn:
         stand_in = self
 
         class Tensor:
+            is_cuda = True
+
             def record_stream(self, stream):
                 stand_in.log.append(f"kept for {stream.name}")
 
@@ -78,9 +80,16 @@ def test_the_step_waits_for_its_views_and_nothing_else_waits(gpu):
     ]
 
 
+def test_what_the_work_reads_is_kept_until_it_is_done(gpu):
+    side = SideStream(torch.device("cuda"))
+    gpu.log.clear()
+    side.run(lambda: gpu.launch("views") or [], reads=[gpu.tensor(), torch.ones(2)])
+    assert gpu.log == ["kept for side", "views on side", "main waits for side"]
+
+
 def test_on_a_cpu_the_work_is_done_at_once():
     made = [torch.ones(2)]
-    assert SideStream(torch.device("cpu")).run(lambda: made) is made
+    assert SideStream(torch.device("cpu")).run(lambda: made, reads=made) is made
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
