@@ -133,8 +133,13 @@ def join_world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[Wo
     try:
         control = dist.new_group(backend="gloo", timeout=limit)
         yield World(rank=dist.get_rank(), size=size, device=where, control=control)
-    finally:
-        dist.destroy_process_group()
+    except BaseException:
+        # NCCL would first finish what is under way, for ever if the other processes do not get that far, and nobody
+        # would read the error. When this process ends, it lets go of everything at once.
+        if backend != "nccl":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def meet(file: Path, rank: int, size: int, limit: timedelta) -> dist.TCPStore:

@@ -3,12 +3,13 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 
 import pytest
 import torch
 
-from polyscene.runtime.distributed import choose_device, meet
+from polyscene.runtime.distributed import choose_device, join_world, meet
 
 RANK = """
 import os, sys, torch
@@ -66,6 +67,25 @@ def test_a_rank_that_finds_nobody_says_where_it_looked(tmp_path):
     file.write_text(json.dumps({"hosts": ["127.0.0.1"], "port": 1}))
     with pytest.raises(ConnectionError, match=r"127.0.0.1, port 1 do not answer"):
         meet(file, 1, 2, timedelta(seconds=0.2))
+
+
+@pytest.mark.parametrize(("device", "error", "left"), [("cuda", False, 1), ("cuda", True, 0), ("cpu", True, 1)])
+def test_nccl_is_left_together_or_not_at_all(monkeypatch, device, error, left):
+    """Leaving it waits for the other processes: one that fails would hang with its message unsaid."""
+    for name, value in (("WORLD_SIZE", 2), ("RANK", 1), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", 1)):
+        monkeypatch.setenv(name, str(value))
+    backends, calls = [], []
+    monkeypatch.setattr("polyscene.runtime.distributed.choose_device", lambda *_: torch.device(device))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, timeout: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "new_group", lambda backend, timeout: backends.append(backend))
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append("left"))
+    with suppress(ZeroDivisionError), join_world(device):
+        assert not calls
+        assert 1 / (not error)
+    assert backends == ["nccl" if device == "cuda" else "gloo", "gloo"]
+    assert len(calls) == left
 
 
 @pytest.mark.parametrize(("visible", "local_rank", "index"), [(8, 5, 5), (1, 5, 0), (4, 0, 0)])
