@@ -161,7 +161,7 @@ def speed_row(
         model,
         optimizer,
         found.train.tasks,
-        Fixed([*found.train.tasks]),
+        Fixed([*found.train.tasks]).to(device),
         world,
         tasks=tuple(found.records),
         precision=config.precision,

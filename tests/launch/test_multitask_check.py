@@ -1,4 +1,11 @@
 import numpy as np
+import torch
+
+from polyscene.launch.check_multitask import planned_model, speed_row
+from polyscene.launch.multitask_config import MultitaskConfig
+from polyscene.launch.multitask_model import open_ingredients
+from polyscene.launch.multitask_plan import plan_schedule
+from polyscene.runtime.config import load_config
 
 
 def test_a_good_config_is_described(dense_words, polyscene):
@@ -34,3 +41,25 @@ def test_adding_a_task_is_planned_on_its_base(dense_run, dense_words, polyscene)
     assert code == 0, err
     assert "parameters of saliency alone" in printed
     assert "parameters of depth alone" in printed
+
+
+class NoCheck:
+    """Stands in for the look at the last step's loss: on another device than the CPU it needs a GPU's events."""
+
+    def __init__(self, *_):
+        pass
+
+    def check(self, loss, step):
+        pass
+
+
+def test_the_speed_is_measured_on_the_device(dense_words, monkeypatch):
+    # The meta device has no numbers, and refuses to work with tensors of the CPU as a GPU does.
+    autocast = torch.autocast
+    monkeypatch.setattr(torch, "autocast", lambda device, *rest, **more: autocast("cpu", *rest, **more))
+    monkeypatch.setattr("polyscene.downstream.multitask.step.FiniteCheck", NoCheck)
+    _, path, *words = dense_words("runs/there")
+    config = load_config(MultitaskConfig, path, words)
+    found = open_ingredients(config)
+    schedule, model = plan_schedule(config, found.train), planned_model(config, found)
+    assert "images/s" in speed_row(config, found, model, schedule, torch.device("meta"))
