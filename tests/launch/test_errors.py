@@ -47,6 +47,23 @@ def test_an_absent_gpu_is_one_line(tmp_path, words, polyscene):
     assert err.strip().startswith("error: device=cuda, but")
 
 
+def test_a_full_gpu_is_one_line_and_a_fault_of_the_program_is_not(tmp_path, words, polyscene, monkeypatch):
+    found = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a capacity of 79.15 GiB")
+
+    def fail(*_, **__):
+        raise found
+
+    monkeypatch.setattr("polyscene.launch.pretrain.train", fail)
+    code, _, err = polyscene(*words(tmp_path / "run"))
+    assert code == 1
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: CUDA out of memory. Tried to allocate 2.00 GiB; lower batch_size")
+    assert "Traceback" not in err
+    found = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        polyscene(*words(tmp_path / "run"))
+
+
 def test_empty_folder(tmp_path, words, polyscene):
     (tmp_path / "empty").mkdir()
     code, _, err = polyscene(*words(tmp_path / "run", f"data.root={tmp_path / 'empty'}"))
