@@ -31,7 +31,8 @@ def render_views(
     The `view` backend (default on a CPU) makes one view after another: its pixels stay in the cache, and a view does
     not depend on the rest of the batch to the last bit. The `batch` backend (default elsewhere) runs each operation on
     all views that need it. They agree up to rounding: resized pixels differ by one of 255
-    levels on some tenths of a percent, which a threshold (solarize, posterize) or a histogram may magnify.
+    levels on some tenths of a percent (in half precision, on a GPU: some percent, a few pixels by two), which a
+    threshold (solarize, posterize) or a histogram may magnify.
 
     Args:
         batch_images: B tensors (3, H_i, W_i) uint8 RGB on `device`, quickest with row-major (H, W, 3) memory.

@@ -92,11 +92,11 @@ def test_a_view_does_not_depend_on_its_batch(images):
             assert torch.equal(group[0], expected[i])
 
 
-def close(ours, theirs):
+def close(ours, theirs, typical=0.05):
     """Views of two backends: equal up to rounding, which a threshold may magnify in some of them."""
     difference = (denormalise(ours).float() - denormalise(theirs).float()).abs()
     assert difference.mean() <= 0.25
-    assert difference.mean(dim=(2, 3, 4)).median() <= 0.05
+    assert difference.mean(dim=(2, 3, 4)).median() <= typical
 
 
 def test_the_two_backends_agree(images):
@@ -119,7 +119,7 @@ def test_the_gpu_renders_the_same_without_a_synchronisation(images):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     for a, b in zip(views, render_views(images, params, SPEC, "cpu"), strict=True):
-        close(a.cpu(), b)
+        close(a.cpu(), b, typical=0.15)  # half precision, see test_resample
 
 
 @pytest.mark.parametrize("backend", ["view", "batch"])

@@ -61,6 +61,20 @@ def test_a_batch_of_ragged_images_equals_one_crop_at_a_time(photo):
     assert (half - expected).abs().mean() <= 0.1
 
 
+def test_half_precision_is_off_by_little_and_stays_within_8_bits(photo):
+    """As on a GPU: a histogram is indexed with these numbers."""
+    images = [photo(*shape, seed=i) for i, shape in enumerate([(60, 80), (33, 47), (200, 150)])]
+    images.append(torch.full_like(images[0], 255))
+    boxes = np.array([[[0, 0, *image.shape[1:]], [3, 2, 17, 20]] for image in images])
+    flips = np.array([[False, True]] * len(images))
+    exact, half = (resize_crops(images, boxes, flips, [(2, 40)], t)[0] for t in (torch.float32, torch.float16))
+    assert half.max() == 255
+    assert half.min() >= 0
+    assert torch.equal(half, half.floor())
+    assert (half - exact).abs().max() <= 2
+    assert (half != exact).float().mean() < 0.1
+
+
 def test_pixels_outside_the_box_have_no_influence(photo):
     image = photo(50, 60, seed=3).contiguous()
     box = (10, 20, 21, 17)
