@@ -1,5 +1,6 @@
 import numpy as np
 import torch
+from fake_gpu import NoCheck
 
 from polyscene.launch.check_multitask import planned_model, speed_row
 from polyscene.launch.multitask_config import MultitaskConfig
@@ -41,16 +42,6 @@ def test_adding_a_task_is_planned_on_its_base(dense_run, dense_words, polyscene)
     assert code == 0, err
     assert "parameters of saliency alone" in printed
     assert "parameters of depth alone" in printed
-
-
-class NoCheck:
-    """Stands in for the look at the last step's loss: on another device than the CPU it needs a GPU's events."""
-
-    def __init__(self, *_):
-        pass
-
-    def check(self, loss, step):
-        pass
 
 
 def test_the_speed_is_measured_on_the_device(dense_words, monkeypatch):

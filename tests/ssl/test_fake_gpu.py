@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from fake_gpu import GPU, NoCheck, Watch, keep_autocast_on
 from tiny import make_model
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyscene.runtime.distributed import World
 from polyscene.runtime.run import RunDirectory
@@ -26,33 +26,11 @@ from polyscene.ssl.views.crops import CropGroup
 from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
 
-GPU, FLOAT = torch.device("cuda", 0), torch.float32
+FLOAT = torch.float32
 BATCH, STEPS = 32, 2
 aten = torch.ops.aten
-PRODUCTS = {aten.mm.default, aten.mm.out, aten.addmm.default, aten.bmm.default, aten.convolution.default}
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
-
-
-class Watch(TorchDispatchMode):
-    """Refuses copies for which the host would wait, and products of two types; notes the types of products."""
-
-    def __init__(self):
-        super().__init__()
-        self.types = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), more=None):
-        more = more or {}
-        if function in PRODUCTS:
-            (type_,) = {a.dtype for a in (*arguments, *more.values()) if isinstance(a, torch.Tensor)}
-            self.types.add((function, type_))
-        between = ()
-        if function is aten._to_copy.default:
-            between, quick = (arguments[0].device, more.get("device") or arguments[0].device), more.get("non_blocking")
-        if function is aten.copy_.default:
-            between, quick = (arguments[0].device, arguments[1].device), any(arguments[2:])
-        assert len({torch.device(d).type for d in between}) < 2 or quick, f"a copy that waits: {between}"
-        return function(*arguments, **more)
 
 
 class Streams:
@@ -72,19 +50,6 @@ class Alone(World):
     def mean(self, tensor):
         assert (tensor.device, tensor.shape) == (GPU, (8,))
         raise Reached
-
-
-class NoCheck:
-    """Stands in for the look at the last step's loss, which needs a number."""
-
-    def __init__(self, *_):
-        pass
-
-    def check(self, loss, step):
-        assert loss.device == GPU
-
-    def settle(self):
-        pass
 
 
 @pytest.fixture
@@ -108,9 +73,7 @@ def fakes(monkeypatch):
     for name in ("Stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, lambda device: Streams())
     monkeypatch.setattr(torch.cuda, "stream", contextmanager(lambda stream: (yield)))
-    # Autocast would switch itself off.
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    keep_autocast_on(monkeypatch)
     monkeypatch.setattr("polyscene.ssl.step.FiniteCheck", NoCheck)
 
     @contextmanager

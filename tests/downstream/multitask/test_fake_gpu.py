@@ -6,12 +6,12 @@ the host wait for the device. Autocast does what it does on a GPU. Fakes have no
 
 import pytest
 import torch
+from fake_gpu import GPU, NoCheck, Watch, keep_autocast_on
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyscene.downstream.multitask.balancing.build import BALANCERS, make_balancer
 from polyscene.downstream.multitask.data.transforms import Batch
@@ -24,7 +24,7 @@ from polyscene.downstream.multitask.step import DenseStep
 from polyscene.downstream.multitask.tasks import Target, depth, edges, image_class, normals, saliency, segmentation
 from polyscene.runtime.distributed import World
 
-GPU, HEIGHT, WIDTH = torch.device("cuda", 0), 64, 96
+HEIGHT, WIDTH = 64, 96
 NARROW = {"pyramid_width": 8, "width": 8}
 MODELS = {
     **{kind: ("resnet10t", ModelOptions(kind, head_width=8)) for kind in KINDS},
@@ -36,37 +36,6 @@ MODELS = {
     "fpn, mti_net without fpm": ("resnet10t", MultiScaleOptions("mti_net", fpm=False, **NARROW)),
     "hrnet, mti_net": ("hrnet_w18_small", MultiScaleOptions("mti_net")),
 }
-aten = torch.ops.aten
-
-
-class Watch(TorchDispatchMode):
-    """Refuses copies for which the host would wait; notes the types that convolutions run in."""
-
-    def __init__(self):
-        super().__init__()
-        self.types = set()
-
-    def __torch_dispatch__(self, function, types, arguments=(), more=None):
-        more = more or {}
-        if function is aten.convolution.default:
-            self.types.add(arguments[0].dtype)
-        between, quick = (), False
-        if function is aten._to_copy.default:
-            between, quick = (arguments[0].device, more.get("device") or arguments[0].device), more.get("non_blocking")
-        if function is aten.copy_.default:
-            between, quick = (arguments[0].device, arguments[1].device), any(arguments[2:])
-        assert len({torch.device(place).type for place in between}) < 2 or quick, f"a copy that waits: {between}"
-        return function(*arguments, **more)
-
-
-class NoCheck:
-    """Stands in for the look at the last step's loss, which needs a number."""
-
-    def __init__(self, *_):
-        pass
-
-    def check(self, loss, step):
-        assert loss.device == GPU
 
 
 @pytest.fixture(autouse=True)
@@ -75,8 +44,7 @@ def prepared(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: None)
     monkeypatch.setattr(torch.autograd, "grad", lambda loss, inputs, **_: [torch.zeros_like(part) for part in inputs])
     monkeypatch.setattr(torch.optim.Adam, "step", lambda optimizer: None)
-    monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    keep_autocast_on(monkeypatch)
     monkeypatch.setattr("polyscene.downstream.multitask.step.FiniteCheck", NoCheck)
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # fakes cannot move into real parameters
@@ -128,7 +96,7 @@ def train(arch, options, strategy="fixed", precision="bf16", steps=1, change=Non
         with Watch() as watch:
             for number in range(steps):
                 losses = step.step(batch.to(GPU, non_blocking=True), step=number, learning_rate=0.1)
-    return losses, watch.types
+    return losses, {type_ for function, type_ in watch.types if function is torch.ops.aten.convolution.default}
 
 
 @pytest.mark.parametrize("model", MODELS)
