@@ -24,9 +24,7 @@ from .job_record import JobState, State, now, read_record, read_state, write_sta
 _CHECKPOINT = re.compile(r"step-(\d+)\.pt")
 # In the batch script's error file: what SLURM and the kernel say about memory, and srun about a process.
 _MEMORY = re.compile(r"oom[-_ ]?kill|out of memory|exceeded (job |step )?memory limit|cannot allocate memory", re.I)
-_KILLED = re.compile(
-    r"(?:srun|local_job): error: (\S+): tasks? ([\d,\-]+): (Killed|Terminated|Segmentation fault|Aborted|Bus error)"
-)
+_VIOLENT = "Killed|Segmentation fault|Aborted|Bus error"
 _NODE = re.compile(r"srun: error: (Node failure on \S+)")
 _QUEUED = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "PREEMPTED")
 _ATTEMPT = "polyscene: attempt "  # the batch script prints this before its processes start
@@ -149,7 +147,9 @@ def decide(
         return Decision("stopped", f"the job was ended: {job_state.lower().replace('_', ' ')}", failures)
     if _MEMORY.search(printed):
         return Decision("failed", "killed because it used more memory than the job has; raise memory", failures + 1)
-    if kinds & {"stopped", "cancelled"}:
+    # When a process dies, srun ends the others with SIGTERM; who wants the job to leave begins with SIGUSR2.
+    died = _death(printed) is not None and "stopped" not in kinds
+    if kinds & {"stopped", "cancelled"} and not died:
         reason = next((o.message for o in outcomes.values() if o.message), "") or "asked to stop"
         if progress:
             return Decision("requeued", f"{reason}: saved and queued again", failures)
@@ -254,15 +254,18 @@ def marker(attempt: str) -> str:
 
 def _reason(outcomes: Mapping[int, Outcome], exit_code: int, printed: str) -> str:
     """Why processes left without being asked: what was killed comes first, the others only lost their partner."""
+    death = _death(printed) or _death(printed, "Terminated")
+    crash = next((o.message for o in outcomes.values() if o.kind == "crashed"), None)
+    return death or crash or f"its processes ended with status {exit_code} and said nothing"
+
+
+def _death(printed: str, how: str = _VIOLENT) -> str | None:
+    """The node that failed, or the process that a signal ended (``how``: regular expression), as srun names them."""
     node = _NODE.search(printed)
     if node:
         return node[1]
-    killed = _KILLED.search(printed)
-    if killed:
-        host, ranks, how = killed.groups()
-        return f"process {ranks} on {host}: {how.lower()}"
-    crash = next((o.message for o in outcomes.values() if o.kind == "crashed"), None)
-    return crash or f"its processes ended with status {exit_code} and said nothing"
+    found = re.search(rf"(?:srun|local_job): error: (\S+): tasks? ([\d,\-]+): ({how})", printed)
+    return f"process {found[2]} on {found[1]}: {found[3].lower()}" if found else None
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from polyscene.launch.cluster.job_end import (
 from polyscene.launch.cluster.job_record import JobState, read_state, write_state
 
 DONE, STOPPED = Outcome("completed"), Outcome("stopped", "SIGUSR2")
+TERMINATED = Outcome("cancelled", "SIGTERM, outside of a step", 75)
 CRASHED = Outcome("crashed", "RuntimeError: Connection closed by peer", 1)
 REFUSED = Outcome("refused", "data.root=x has no images", 2)
 KILLED = "srun: error: n2: task 1: Killed\nsrun: Terminating StepId=3.0\n"
@@ -65,6 +66,17 @@ def test_a_killed_process_is_named_rather_than_its_partner():
     decision = judge({0: CRASHED}, 137, KILLED)
     assert (decision.state, decision.failures) == ("requeued", 1)
     assert decision.message == "process 1 on n2: killed; queued again (1 of 2)"
+
+
+def test_srun_ends_the_partners_of_a_killed_process_with_sigterm():
+    decision = judge({0: TERMINATED}, 137, KILLED)
+    assert (decision.state, decision.failures) == ("requeued", 1)
+    assert decision.message == "process 1 on n2: killed; queued again (1 of 2)"
+    # Asked to leave, and one was too slow; or SIGTERM was the request, and one had no handler yet.
+    assert judge({0: STOPPED}, 137, KILLED).failures == 0
+    terminated = KILLED.replace("Killed", "Terminated")
+    assert judge({0: TERMINATED}, 143, terminated).failures == 0
+    assert judge({}, 143, terminated).message == "process 1 on n2: terminated; queued again (1 of 2)"
 
 
 def test_crashes_end_at_some_time():
