@@ -19,6 +19,7 @@ from .analyse_config import AffinityConfig, FeaturesConfig, GradientsConfig, Par
 from .cam_config import CamConfig
 from .chain_config import ChainConfig
 from .cluster.cluster_config import ClusterConfig
+from .full_gpu import full_gpu_in_one_line
 from .multitask_checks import check_values as check_multitask_values
 from .multitask_config import MultitaskConfig
 from .predict_config import PredictConfig
@@ -327,26 +328,16 @@ def chain(
 def main() -> None:
     """Run the command line; a :class:`UserError` becomes one line and its exit code."""
     try:
-        with run_locks():
+        with run_locks(), full_gpu_in_one_line():
             app()
     except UserError as error:
         _fail(str(error), error.exit_code)
-    except RuntimeError as error:
-        if not _gpu_is_full(error):
-            raise
-        reason = str(error).split(". GPU ")[0]  # the rest is advice on torch's allocator
-        _fail(f"{reason}; lower batch_size, or use more GPUs, which share the batch", 1)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except BrokenPipeError:
         # The reader (head, less) left: nothing to report, and nothing may be written at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _gpu_is_full(error: RuntimeError) -> bool:
-    # A command that does not need torch does not import it for this.
-    return "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError)
 
 
 def _fail(message: str, code: int) -> None:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from polyscene.launch.full_gpu import full_gpu_in_one_line
 from polyscene.runtime import job_variables
 from polyscene.runtime.errors import UserError
 from polyscene.runtime.preemption import StopRequest
@@ -117,7 +118,7 @@ def run_command(job: Job, stop: StopRequest) -> Outcome:
             _check_gpu()
         from polyscene.launch.cli import app
 
-        with run_locks():
+        with run_locks(), full_gpu_in_one_line():
             code = app(args=list(job.words), prog_name="polyscene", standalone_mode=False)
     except UserError as error:
         line = " ".join(str(error).split())

@@ -4,8 +4,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from polyscene.launch.cluster.job_end import Outcome, Place, read_outcomes
+from polyscene.launch.cluster.job_end import Outcome, Place, decide, read_outcomes
 from polyscene.launch.cluster.job_record import JobState, read_state, write_state
 from polyscene.launch.cluster.worker import Job, announce, remove_leftovers, run_command
 from polyscene.runtime.preemption import StopRequest
@@ -92,6 +93,24 @@ def test_a_bug_is_a_crash_with_its_traceback(tmp_path, words, capfd, monkeypatch
         outcome = run_command(job(tmp_path, *words(tmp_path / "run")), stop)
     assert outcome == Outcome("crashed", "ZeroDivisionError: division by zero", 1)
     assert "Traceback" in capfd.readouterr().err
+
+
+def test_a_full_gpu_is_not_tried_again(tmp_path, words, capfd, monkeypatch):
+    from polyscene.launch import pretrain
+
+    def fail(config, world):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 79.15 GiB in all")
+
+    monkeypatch.setattr(pretrain, "_pretrain", fail)
+    with StopRequest() as stop:
+        outcome = run_command(job(tmp_path, *words(tmp_path / "run")), stop)
+    said = "CUDA out of memory. Tried to allocate 2.00 GiB; lower batch_size, or use more GPUs, which share the batch"
+    assert outcome == Outcome("refused", said, 1)
+    printed = capfd.readouterr().err
+    assert "Traceback" not in printed
+    # The node's own memory is not what was short.
+    decision = decide({0: outcome}, 1, printed, failures=0, progress=True, max_requeues=3)
+    assert (decision.state, decision.message) == ("failed", said)
 
 
 def test_code_that_is_not_the_copy_is_not_run(tmp_path, capfd):
