@@ -32,7 +32,10 @@ class SharedBlocks:
 
     def take(self, size: int) -> Tensor | None:
         """(size,) uint8 with any content, lent until the main process has freed what `lent` made of it; or None."""
-        free = [block for block in self._blocks if not _footer(block)[-1]]
+        free: list[Tensor] = []
+        busy: list[Tensor] = []
+        for block in self._blocks:
+            (busy if _footer(block)[-1] else free).append(block)
         fitting = [block for block in free if len(block) >= size + _FOOTER]
         if fitting:
             block = min(fitting, key=len)
@@ -43,7 +46,7 @@ class SharedBlocks:
             # As torch's own collation does: sharing a finished tensor would copy it once more.
             block = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(whole))
             _footer(block)[: len(_MARK)] = torch.frombuffer(bytearray(_MARK), dtype=torch.uint8)
-            self._blocks = [other for other in self._blocks if _footer(other)[-1]]  # the free ones are too small
+            self._blocks = busy  # the free ones are too small
             if len(self._blocks) < MOST:
                 self._blocks.append(block)
         _footer(block)[-1] = 1
