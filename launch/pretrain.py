@@ -136,15 +136,12 @@ def _train(
     )
     evaluate = _online_knn(config, source, state, world) if schedule.evaluate_every_steps else None
     try:
-        done = train(runner, state, batches, views, schedule, run, unreadable=unreadable, evaluate=evaluate, stop=stop)
+        return train(runner, state, batches, views, schedule, run, unreadable=unreadable, evaluate=evaluate, stop=stop)
     except UserError as error:
         if world.is_main:
             raise
         # What happens to one process only must be said by that process.
         raise RunFailed(f"rank {world.rank}: {error}") from error
-    if unreadable:
-        run.warn(f"{len(unreadable)} of {len(source)} images could not be decoded; see '{unreadable.path}'")
-    return done
 
 
 def plan_norm(config: PretrainConfig, processes: int) -> NormPlan:

@@ -80,14 +80,11 @@ def train(
     """
     # Shapes never change: cuDNN may try its algorithms once.
     torch.backends.cudnn.benchmark = True
-    return run_loop(
-        _Pretraining(runner, state, views, schedule, run, unreadable),
-        batches,
-        schedule,
-        run,
-        evaluate=evaluate,
-        stop=stop,
-    )
+    training = _Pretraining(runner, state, views, schedule, run, unreadable)
+    finished = run_loop(training, batches, schedule, run, evaluate=evaluate, stop=stop)
+    if unreadable:
+        run.warn(f"{len(unreadable)} of {unreadable.total} images could not be decoded; see '{unreadable.path}'")
+    return finished
 
 
 class _Pretraining(Training[ImageBatch]):
