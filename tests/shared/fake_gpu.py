@@ -36,7 +36,7 @@ class NoCheck:
         pass
 
     def check(self, loss, step):
-        assert loss.device.type != "cpu"
+        assert (loss.shape, loss.device.type != "cpu") == ((), True)
 
     def settle(self):
         pass

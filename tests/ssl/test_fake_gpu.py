@@ -6,24 +6,22 @@ pass on a GPU that is not there; it is left out.
 """
 
 from contextlib import contextmanager
+from itertools import islice
 
-import numpy as np
 import pytest
 import torch
 from fake_gpu import GPU, NoCheck, Watch, keep_autocast_on
-from tiny import make_model
+from tiny import image_batches, make_model
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
 from polyscene.runtime.distributed import World
 from polyscene.runtime.run import RunDirectory
-from polyscene.ssl.batches import ImageBatch, pack_images
 from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.moco.normalization import plan_normalization
 from polyscene.ssl.state import TrainingState
 from polyscene.ssl.step import LossSettings, StepRunner
 from polyscene.ssl.views import colour
 from polyscene.ssl.views.crops import CropGroup
-from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
 
 FLOAT = torch.float32
@@ -84,20 +82,11 @@ def fakes(monkeypatch):
     return entered
 
 
-def batches(views):
-    generator = np.random.default_rng(0)
-    for step in range(STEPS):
-        sizes = generator.integers(20, 40, (BATCH, 2)).tolist()
-        pixels, shapes = pack_images([torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes])
-        indices = torch.arange(BATCH) + BATCH * step
-        params = sample_views(0, 0, indices.numpy(), shapes.numpy(), views)
-        yield ImageBatch(pixels, shapes, indices, indices % 2, indices, [], step, 0, params)
-
-
 def run(fakes, folder, precision, kind):
     """Train up to the first line of the log, which wants numbers; returns the state and what was watched."""
     views = ViewSpec(CropGroup(3, 16, (0.2, 1.0)), CropGroup(2, 8, (0.05, 0.14)))
-    loader, model, world = list(batches(views)), make_model(queue=3000), Alone(rank=0, size=1, device=GPU)
+    loader = list(islice(image_batches(views, BATCH), STEPS))
+    model, world = make_model(queue=3000), Alone(rank=0, size=1, device=GPU)
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)  # fakes cannot move into real parameters
     try:

@@ -6,21 +6,19 @@ is the path that a GPU takes: batched rendering, forward and backward passes, op
 raises where the host would wait.
 """
 
-import numpy as np
 import pytest
 import torch
-from tiny import make_model
+from fake_gpu import NoCheck
+from tiny import image_batches, make_model
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyscene.runtime.distributed import World
 from polyscene.runtime.run import RunDirectory
-from polyscene.ssl.batches import ImageBatch, pack_images
 from polyscene.ssl.engine import Schedule, train
 from polyscene.ssl.moco.normalization import plan_normalization
 from polyscene.ssl.state import TrainingState
 from polyscene.ssl.step import LossSettings, StepRunner
 from polyscene.ssl.views.crops import CropGroup
-from polyscene.ssl.views.sampling import sample_views
 from polyscene.ssl.views.spec import ViewSpec
 
 VIEWS = ViewSpec(large=CropGroup(2, 16, (0.2, 1.0)), small=CropGroup(2, 8, (0.05, 0.14)), augmentation="mix")
@@ -37,19 +35,6 @@ READS = {
     "boolean index": lambda x: x[x > 0],
     "copy to the host": lambda x: torch.empty(3).copy_(x),
 }
-
-
-class NoCheck:
-    """Stands in for the look at the last step's loss, which waits for an event on a GPU alone."""
-
-    def __init__(self, *_):
-        pass
-
-    def check(self, loss, step):
-        assert loss.shape == ()
-
-    def settle(self):
-        pass
 
 
 class NoWaitingCopies(TorchDispatchMode):
@@ -76,30 +61,17 @@ def autocast_anywhere(monkeypatch):
 
 
 def batches(device):
-    generator = np.random.default_rng(0)
-    for step in range(100):
-        sizes = [(int(h), int(w)) for h, w in generator.integers(20, 40, (BATCH, 2))]
-        images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes]
-        indices = torch.arange(BATCH) + BATCH * step
-        pixels, shapes = pack_images(images)
-        batch = ImageBatch(
-            pixels=pixels,
-            sizes=shapes,
-            indices=indices,
-            labels=indices % 2,
-            shown=indices,
-            unreadable=[],
-            step=step,
-            epoch=0,
-            params=sample_views(0, 0, indices.numpy(), shapes.numpy(), VIEWS),
-        )
+    for batch in image_batches(VIEWS, BATCH):
         yield batch.pin_memory() if device.type == "cuda" else batch
 
 
 def prepare(device, folder, precision, log_every=LOG_EVERY, end_step=50):
     world = World(rank=0, size=1, device=device)
     model = make_model().to(device)
-    optimizer = torch.optim.SGD(model.query.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, foreach=True)
+    fused = device.type != "meta"  # as in a run; the meta device has no such kernel
+    optimizer = torch.optim.SGD(
+        model.query.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, foreach=not fused, fused=fused
+    )
     plan = plan_normalization("split", 4, BATCH, 1)
     runner = StepRunner(model, optimizer, LossSettings(k=3), plan, world, seed=0, precision=precision)
     state = TrainingState(model, optimizer, world, {"arch": "tiny", "dataset": "x", "config_hash": "0"})

@@ -1,14 +1,19 @@
 """A tiny encoder and deterministic views, shared by the step tests and their worker processes."""
 
+import itertools
+
+import numpy as np
 import torch
 from torch import nn
 
 from polyscene.runtime.distributed import World
+from polyscene.ssl.batches import ImageBatch, pack_images
 from polyscene.ssl.moco.encoder import Encoder
 from polyscene.ssl.moco.model import MoCo
 from polyscene.ssl.moco.normalization import plan_normalization
 from polyscene.ssl.moco.queue import KeyQueue
 from polyscene.ssl.step import LossSettings, StepRunner
+from polyscene.ssl.views.sampling import sample_views
 
 
 class TinyBackbone(nn.Module):
@@ -52,3 +57,14 @@ def labels(step, batch=8):
 
 def alone():
     return World(rank=0, size=1, device=torch.device("cpu"))
+
+
+def image_batches(views, size):
+    """Batches of images of many sizes, with their views sampled, without end."""
+    generator = np.random.default_rng(0)
+    for step in itertools.count():
+        shapes = generator.integers(20, 40, (size, 2)).tolist()
+        pixels, sizes = pack_images([torch.randint(0, 256, (3, *shape), dtype=torch.uint8) for shape in shapes])
+        indices = torch.arange(size) + size * step
+        params = sample_views(0, 0, indices.numpy(), sizes.numpy(), views)
+        yield ImageBatch(pixels, sizes, indices, indices % 2, indices, [], step, 0, params)
