@@ -32,7 +32,7 @@ from unittest import mock
 
 import torch
 from photos import write_photos
-from ratios import spread, turned
+from ratios import shown, spread, turned
 from record import (
     add_threads,
     check_images,
@@ -234,14 +234,13 @@ def measure(contest: Contest, rounds: int, say: Callable[[str], None]) -> dict[s
 def table(name: str, case: Case, found: dict[str, dict]) -> Table:
     """Contestant, rate, fraction, waiting."""
     large, small = case.sizes
-    shown = Table(title=f"{name}: {case.arch}, {case.batch_size} images, 2 x {large} + 4 x {small} pixels")
+    table = Table(title=f"{name}: {case.arch}, {case.batch_size} images, 2 x {large} + 4 x {small} pixels")
     for column in ("", "images/s", "fraction of ready", "wait, %"):
-        shown.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left")
     for each, values in found.items():
-        first, third = values["fraction"]["quartiles"]
-        fraction = f"{values['fraction']['median']:.3f} ({first:.3f}-{third:.3f})"
-        shown.add_row(each, f"{values['images_per_second']:,.1f}", fraction, f"{values['data_wait_percent']:.1f}")
-    return shown
+        fraction = shown(values["fraction"], unit="", digits=3)
+        table.add_row(each, f"{values['images_per_second']:,.1f}", fraction, f"{values['data_wait_percent']:.1f}")
+    return table
 
 
 def open_supplies(case: Case, source: ImageSource, world: World, side: int, stack: ExitStack) -> dict[str, ImageSupply]:

@@ -15,10 +15,10 @@ def spread(ratios: list[float]) -> dict[str, float | list[float]]:
     return {"median": round(statistics.median(ratios), 3), "quartiles": [round(first, 3), round(third, 3)]}
 
 
-def shown(found: dict, unit: str = "x") -> str:
+def shown(found: dict, unit: str = "x", digits: int = 2) -> str:
     """A `spread` as a cell of a table."""
-    first, third = found["quartiles"]
-    return f"{found['median']:.2f}{unit} ({first:.2f}-{third:.2f})"
+    median, first, third = (f"{value:.{digits}f}" for value in (found["median"], *found["quartiles"]))
+    return f"{median}{unit} ({first}-{third})"
 
 
 def turned(names: Iterable[str], number: int) -> list[str]:

@@ -98,7 +98,6 @@ def work(case: Case, rounds: int, seed: int, device: str, out: Path) -> None:
     """A process' part; the first writes the seconds of every round."""
     torch.set_num_threads(1)
     with join_world(device) as world:
-        torch.backends.cudnn.benchmark = True  # as training does
         if world.device.type == "cpu":
             keep_freed_memory()
         alone = make_step(case, World(rank=0, size=1, device=world.device), seed)

@@ -78,8 +78,6 @@ def train(
         RunFailed: a loss was not finite; a reproducing batch lies in the run directory.
         UserError: too many unreadable images, or the disk is full.
     """
-    # Shapes never change: cuDNN may try its algorithms once.
-    torch.backends.cudnn.benchmark = True
     training = _Pretraining(runner, state, views, schedule, run, unreadable)
     finished = run_loop(training, batches, schedule, run, evaluate=evaluate, stop=stop)
     if unreadable:

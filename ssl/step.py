@@ -103,6 +103,7 @@ class StepRunner:
             # On a GPU a group fills the device by itself, and joining groups would copy every map.
             group_norms(model)
             convolve_small_maps(model)
+        torch.backends.cudnn.benchmark = True  # shapes never change: its algorithms are tried once
         # Two sizes of views are two graphs: one for all sizes would be slower.
         query: nn.Module = torch.compile(model.query, dynamic=False) if compile else model.query
         self._key: nn.Module = torch.compile(model.key, dynamic=False) if compile else model.key
